@@ -1,0 +1,24 @@
+"""Latent consistency fine-tuning of a distilled emoji model on flags alone, without a teacher (LCM Alg. 4).
+
+    python -m launch.train --config configs/emoji_flags_lcf.py --run runs/flags --config.model.start=EXPORTED_LCM
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """`start` is an exported LCM; the subset keeps the held-out tenth of all emoji apart."""
+    c = ConfigDict()
+    c.seed = 0
+    c.steps = 1000
+    c.data = dict(folder="data/emoji", split="train", tag="flag", batch_size=32)
+    c.model = dict(start="exported/emoji_lcm")
+    c.objective = dict(
+        name="lcf", skip=20, grid="any", distance_name="huber", delta=1e-3, w_min=0.0, w_max=4.0, mu=0.95
+    )
+    c.optimizer = dict(name="adamw", rate=1e-4, schedule="cosine", warmup=50, b2=0.99, clip=1.0)
+    c.average = dict(ema_decay=0.99)
+    c.mesh = dict(rules="replicate")
+    c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=500)
+    c.checkpoint = dict(keep=2)
+    return c

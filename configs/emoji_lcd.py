@@ -1,0 +1,25 @@
+"""Latent consistency distillation of the emoji teacher into a 1-4 step generator (LCM Alg. 1).
+
+    python -m launch.train --config configs/emoji_lcd.py --run runs/emoji_lcd
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The student starts as the teacher with a zero w projection."""
+    c = ConfigDict()
+    c.seed = 0
+    c.steps = 3000
+    c.data = dict(folder="data/emoji", split="train", batch_size=32)
+    c.model = dict(teacher="emoji-teacher", w_width=256)
+    c.objective = dict(
+        name="lcd", skip=20, grid="any", solver_name="ddim", distance_name="huber", delta=1e-3,
+        w_min=0.0, w_max=4.0, mu=0.95,
+    )  # fmt: skip
+    c.optimizer = dict(name="adamw", rate=3e-4, schedule="cosine", warmup=100, b2=0.99, clip=1.0)
+    c.average = dict(ema_decay=0.99)
+    c.mesh = dict(rules="replicate")
+    c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=500)
+    c.checkpoint = dict(keep=2)
+    return c

@@ -1,0 +1,24 @@
+"""The diffusion teacher of the emoji demo: captions to 8 x 8 x 12 latents, v-prediction.
+
+    python -m launch.train --config configs/emoji_teacher.py --run runs/emoji_teacher
+
+Starts from the shipped autoencoder with a fresh U-Net; set config.model.start to your own.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """9.2 M parameters."""
+    c = ConfigDict()
+    c.seed = 0
+    c.steps = 12_000
+    c.data = dict(folder="data/emoji", split="train", batch_size=32)
+    c.model = dict(start="emoji-teacher", unet="emoji", kind="v")
+    c.objective = dict(name="diffusion", drop=0.1, gamma=5.0)
+    c.optimizer = dict(name="adamw", rate=1e-3, schedule="cosine", warmup=300, weight_decay=0.01, b2=0.99, clip=1.0)
+    c.average = dict(ema_decay=0.999)
+    c.mesh = dict(rules="replicate")
+    c.loop = dict(log_steps=50, checkpoint_steps=1000, sample_steps=1000)
+    c.checkpoint = dict(keep=2)
+    return c

@@ -1,0 +1,43 @@
+"""Host-side data: readers, latent shards, loader; a reader is a file here that defines `examples(...)`."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+from lcm_jax.data.example import Example
+
+_DEFINES_EXAMPLES = re.compile(r"^def examples\(", re.MULTILINE)
+
+
+def reader_names() -> list[str]:
+    """The readers that exist: modules of this folder that define `examples`, found without importing them."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return [f.stem for f in files if _DEFINES_EXAMPLES.search(f.read_text(encoding="utf-8"))]
+
+
+def reader(name: str, **options) -> list[Example]:
+    """The captioned images that the reader `name` finds; `options` are the keywords of its `examples`.
+
+    Raises KeyError for an unknown reader (listing the known) and TypeError for unknown or missing options.
+    """
+    examples = _module(name).examples
+    parameters = inspect.signature(examples).parameters
+    unknown = [k for k in options if k not in parameters]
+    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in options]
+    if unknown or missing:
+        wrong = " and ".join([f"no option {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing])
+        accepted = ", ".join(str(p) for p in parameters.values())
+        raise TypeError(f"data reader {name!r}: {wrong}; it takes {accepted}")
+    return examples(**options)
+
+
+def attribution(name: str) -> str:
+    """Whom the pictures of reader `name` are owed to and under which licence, "" when unknown."""
+    return getattr(_module(name), "ATTRIBUTION", "")
+
+
+def _module(name: str):
+    if name not in reader_names():
+        raise KeyError(f"unknown data reader {name!r}; known: {', '.join(reader_names())}")
+    return importlib.import_module(f"lcm_jax.data.{name}")

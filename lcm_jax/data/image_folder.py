@@ -1,0 +1,88 @@
+"""Reader of a folder of images captioned by metadata.jsonl, metadata.csv or a .txt file beside each image."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+from lcm_jax.data import images
+from lcm_jax.data.example import HELDOUT, TRAIN, Example, split_of, with_tag
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+CAPTION_COLUMNS = ("text", "caption")
+
+
+def examples(folder: str | Path, tag: str | None = None, heldout: float = 0.1) -> list[Example]:
+    """Every image below `folder`, sorted by key (its path inside the folder).
+
+    A metadata row holds `file_name` and `text` (or `caption`), and may hold `group`, `split` and `tags`. An
+    image that no row or .txt file names gets the caption "", which `data.check` reports. `group` is the key
+    unless given.
+    Raises FileNotFoundError for a missing folder and ValueError, with the line, for unreadable metadata.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"image folder {folder} does not exist; give the folder that holds the images"
+        )
+    rows = _metadata(folder)
+    listed = {row["file_name"] for row in rows}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in SUFFIXES and name not in listed:
+            rows.append({"file_name": name, "text": _sidecar(path)})
+    if not rows:
+        raise ValueError(f"image folder {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    rows.sort(key=lambda row: row["file_name"])
+    return with_tag([_example(folder, row, heldout) for row in rows], tag)
+
+
+def _example(folder: Path, row: dict, heldout: float) -> Example:
+    key = row["file_name"]
+    caption = next((row[c] for c in CAPTION_COLUMNS if row.get(c)), "")
+    group = str(row.get("group") or key)
+    split = row.get("split") or split_of(group, heldout)
+    if split not in (TRAIN, HELDOUT):
+        raise ValueError(
+            f"{key} in {folder}: split is {split!r}; write {TRAIN!r} or {HELDOUT!r}, or leave it out"
+        )
+    tags = row.get("tags") or ()
+    tags = tuple(tags.split()) if isinstance(tags, str) else tuple(tags)
+    load = partial(images.decode, folder / key)
+    return Example(key=key, caption=str(caption).strip(), load=load, group=group, split=split, tags=tags)
+
+
+def _metadata(folder: Path) -> list[dict]:
+    jsonl, table = folder / "metadata.jsonl", folder / "metadata.csv"
+    if jsonl.exists():
+        source, rows = jsonl, _jsonl(jsonl)
+    elif table.exists():
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            source, rows = table, list(enumerate(csv.DictReader(file), start=2))
+    else:
+        return []
+    for line, row in rows:
+        if not isinstance(row, dict) or not row.get("file_name"):
+            raise ValueError(
+                f"{source} line {line}: no file_name; each row names its image, relative to the folder"
+            )
+    return [row for _, row in rows]
+
+
+def _jsonl(path: Path) -> list[tuple[int, dict]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} line {number}: not JSON ({error.msg}); mend or remove the line"
+            ) from None
+    return rows
+
+
+def _sidecar(path: Path) -> str:
+    caption = path.with_suffix(".txt")
+    return " ".join(caption.read_text(encoding="utf-8").split()) if caption.exists() else ""

@@ -1,0 +1,61 @@
+"""Shuffled batches of pictures held in memory, for training an autoencoder."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+from tqdm import tqdm
+
+from lcm_jax.data import images, reader
+from lcm_jax.data.example import TRAIN, Example
+from lcm_jax.data.loader import Loader, stream
+from lcm_jax.data.manifest import Row
+
+
+class ImageRows:
+    """Every example decoded once, uint8 [n, size, size, 3]."""
+
+    def __init__(self, examples: Sequence[Example], size: int, threads: int = 4):
+        def load(example: Example) -> np.ndarray:
+            return images.fit(example.load(), size)
+
+        with ThreadPoolExecutor(threads) as pool:
+            loaded = pool.map(load, examples)
+            bar = tqdm(loaded, "decode", len(examples), unit="image", dynamic_ncols=True)
+            self.pixels = np.stack(list(bar))
+        self.names = [Row(e.key, e.caption, e.group, e.split, e.tags) for e in examples]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of which examples there are, in order."""
+        return hashlib.sha256("\n".join(row.key for row in self.names).encode()).hexdigest()[:16]
+
+    def batch(self, positions: Integer[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """{"image": uint8 [b, h, w, 3], "index": int32 [b]}."""
+        return {"image": self.pixels[positions], "index": positions.astype(np.int32)}
+
+
+def make_image_loader(
+    reader_name: str,
+    image_size: int,
+    batch_size: int,
+    split: str | None = TRAIN,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+) -> Loader:
+    """Batches of a reader's images (of one split, or all); raises ValueError if there are none or too few."""
+    examples = [e for e in reader(reader_name, **(options or {})) if split is None or e.split == split]
+    if not examples:
+        raise ValueError(f"the data set is empty: reader {reader_name!r} has no examples of split {split!r}")
+    rows = ImageRows(examples, image_size)
+    return stream(rows, batch_size, seed, process_index, process_count, None, True, threads)

@@ -1,0 +1,132 @@
+"""The chosen rows of one or several latent folders as arrays, read from the shards or held in memory."""
+
+import bisect
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from lcm_jax.data import manifest, shards
+
+ARRAYS = ("mean", "std", "context", "tokens")
+
+
+class LatentRows:
+    """Rows of a split, chosen by tag and group; several folders count as one, rows numbered through.
+
+    Raises FileNotFoundError or ValueError when a folder or shard is missing or damaged, when folders were
+    made by different encoders, or when nothing is left.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        split: str | None = None,
+        tag: str | None = None,
+        groups: Sequence[str] | None = None,
+    ):
+        if not folders:
+            raise ValueError("no latent folder given; name the folder that launch.encode wrote")
+        self.folders = [Path(f) for f in folders]
+        self.manifests = [manifest.read(f) for f in folders]
+        _agree(folders, self.manifests)
+        self.names: list[manifest.Row] = []
+        self._shards: list[shards.Shard] = []
+        self._first: list[int] = []  # number of the first row of each shard
+        self._lock = threading.Lock()
+        self._held: dict[str, np.ndarray] | None = None
+        for folder, made in zip(folders, self.manifests, strict=True):
+            problems = manifest.shard_problems(folder, made.shards)
+            if problems:
+                more = f" (and {len(problems) - 1} more shards)" if len(problems) > 1 else ""
+                raise ValueError(problems[0] + more)
+            for shard in made.shards:
+                self._shards.append(shards.Shard(Path(folder) / shard["file"]))
+                self._first.append(len(self.names) + shard["first_row"])
+            self.names += manifest.rows(folder)
+        wanted = None if groups is None else frozenset(groups)
+        self.chosen = np.array(
+            [
+                i
+                for i, row in enumerate(self.names)
+                if (split is None or row.split == split)
+                and (tag is None or tag in row.tags)
+                and (wanted is None or row.group in wanted)
+            ],
+            np.int32,
+        )
+        if not len(self.chosen):
+            self._raise_empty(folders, split, tag)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of which examples are chosen, in order."""
+        keys = "\n".join(self.names[i].key for i in self.chosen)
+        return hashlib.sha256(keys.encode()).hexdigest()[:16]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the chosen rows would take when held (float32 moments, float16 context)."""
+        made = self.manifests[0]
+        each = 8 * int(np.prod(made.latent_shape)) + 4 * (made.tokens_length or 0)
+        return len(self) * (each + 2 * int(np.prod(made.context_shape or (0,))))
+
+    def load(self) -> None:
+        """Decode the chosen rows once and serve from memory from now on."""
+        self._held = self._read(self.chosen)
+
+    def batch(self, positions: Integer[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """Arrays of the chosen rows at `positions` (into `chosen`), with their row numbers as "index"."""
+        index = self.chosen[positions]
+        if self._held is None:
+            arrays = self._read(index)
+        else:
+            arrays = {name: held[positions] for name, held in self._held.items()}
+        if "context" in arrays:
+            arrays["context"] = arrays["context"].astype(np.float32)
+        return {**arrays, "index": index}
+
+    def _read(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        where = np.array([bisect.bisect_right(self._first, i) - 1 for i in index])
+        found: list[dict[str, np.ndarray] | None] = [None] * len(index)
+        for number in np.unique(where):
+            places = np.flatnonzero(where == number)
+            shard = self._shards[number]
+            with self._lock:  # one reader a shard is shared by the loader's threads
+                records = shard.read((index[places] - self._first[number]).tolist())
+            for place, (_, arrays) in zip(places, records, strict=True):
+                found[place] = _as_served(arrays)
+        return {name: np.stack([f[name] for f in found]) for name in ARRAYS if name in found[0]}
+
+    def _raise_empty(self, folders: Sequence[str | Path], split: str | None, tag: str | None) -> None:
+        tags = sorted({t for row in self.names for t in row.tags})
+        counts = {
+            s: sum(row.split == s for row in self.names) for s in sorted({row.split for row in self.names})
+        }
+        where = ", ".join(str(f) for f in folders)
+        raise ValueError(
+            f"the data set is empty: {where} has no rows with split {split!r} and tag {tag!r};"
+            f" splits: {counts}; tags: {', '.join(tags) or 'none'}"
+        )
+
+
+def _as_served(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    served = {k: v for k, v in arrays.items() if k in ARRAYS}
+    served["mean"] = arrays["mean"].astype(np.float32)
+    served["std"] = np.exp(0.5 * arrays["logvar"].astype(np.float32))
+    return served
+
+
+def _agree(folders: Sequence[str | Path], made: list[manifest.Manifest]) -> None:
+    for folder, other in zip(folders[1:], made[1:], strict=True):
+        for name in ("latent_shape", "context_shape", "tokens_length", "encoders"):
+            if getattr(other, name) != getattr(made[0], name):
+                first, second = getattr(made[0], name), getattr(other, name)
+                message = f"{name} is {first} in {folders[0]} but {second} in {folder}"
+                raise ValueError(f"{message}; encode both with the same encoders")

@@ -1,0 +1,141 @@
+"""Shuffled batches of stored latents: this process's part of a global order that no process count changes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+from typing import SupportsIndex
+
+import grain
+import numpy as np
+
+from lcm_jax.data.latent_rows import LatentRows
+from lcm_jax.data.manifest import Manifest, Row
+
+class Rows(Protocol):
+    """What a loader draws from: rows by position, each with a name."""
+
+    names: Sequence[Row]
+    fingerprint: str  # which examples, in which order
+
+    def __len__(self) -> int: ...
+    def batch(self, positions: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+PREFETCH = 4  # batches ready ahead; a step's batch is small against what waits for it
+
+
+def make_loader(
+    folder: str | Path | Sequence[str | Path],
+    split: str | None,
+    batch_size: int,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_epochs: int | None = None,
+    shuffle: bool = True,
+    tag: str | None = None,
+    groups: Sequence[str] | None = None,
+    memory_limit: int = 4 * 2**30,
+    threads: int = 2,
+) -> "Loader":
+    """Batches of the latent data set(s) in `folder`; `batch_size` is global, `split` None takes both splits.
+
+    `tag` and `groups` choose a subset; sets up to `memory_limit` bytes are decoded once and served from
+    memory. A missing or damaged shard, an empty choice or a batch larger than the set raise ValueError or
+    FileNotFoundError here, before anything is compiled.
+    """
+    folders = [folder] if isinstance(folder, str | Path) else list(folder)
+    rows = LatentRows(folders, split, tag, groups)
+    if rows.nbytes <= memory_limit:
+        rows.load()
+    return stream(rows, batch_size, seed, process_index, process_count, num_epochs, shuffle, threads)
+
+
+def stream(
+    rows: Rows,
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    num_epochs: int | None,
+    shuffle: bool,
+    threads: int,
+) -> "Loader":
+    """Shuffled batches of any rows; raises ValueError for sizes that do not fit each other."""
+    if batch_size > len(rows):
+        raise ValueError(
+            f"batch size {batch_size} is larger than the set of {len(rows)} examples; make it smaller"
+        )
+    if batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} does not divide by {process_count} processes; change it")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process index {process_index} is outside 0..{process_count - 1}")
+
+    # The order is a stream of indices; a process loads only its slice of each global batch. Batches run
+    # across epoch borders, so every epoch visits every example once and only the very end is dropped.
+    order = grain.MapDataset.range(len(rows))
+    if shuffle:
+        order = order.shuffle(seed=seed)
+    own = batch_size // process_count
+    mine = slice(process_index * own, (process_index + 1) * own)
+    batches = (
+        order.repeat(num_epochs)
+        .batch(batch_size, drop_remainder=True)
+        .map(lambda indices: rows.batch(np.asarray(indices)[mine]))
+    )
+    identity = {"size": len(rows), "rows": rows.fingerprint, "seed": seed, "batch_size": batch_size}
+    return Loader(batches, rows, {**identity, "shuffle": shuffle}, threads)
+
+
+class Loader:
+    """Iterator over dict batches of numpy arrays whose position is a JSON value.
+
+    A batch holds mean, std float32 [b, h, w, c] (unscaled posterior), context float32 [b, l, d] and/or tokens
+    int32 [b, l], and index int32 [b], the row of each example (see `row`).
+    """
+
+    def __init__(self, batches: grain.MapDataset, rows: Rows, identity: dict, threads: int):
+        self.rows, self.identity = rows, identity
+        self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(threads, PREFETCH)))
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the (first) folder."""
+        return self.rows.manifests[0]
+
+    @property
+    def size(self) -> int:
+        """Number of examples in one epoch."""
+        return len(self.rows)
+
+    def row(self, index: SupportsIndex) -> Row:
+        """Key, caption, group, split and tags of a batch's "index" entry."""
+        return self.rows.names[int(index)]
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict:
+        """Position after the batches handed out so far, to be stored with a checkpoint."""
+        return {"position": json.loads(json.dumps(self._iterator.get_state())), **self.identity}
+
+    def set_state(self, state: dict) -> None:
+        """Go to a stored position; ValueError when it belongs to another order (data, seed or batch size)."""
+        different = [
+            f"{k} {state.get(k)!r}, now {v!r}" for k, v in self.identity.items() if state.get(k) != v
+        ]
+        if different:
+            raise ValueError(
+                f"the stored data position had {'; '.join(different)}; restore that or start a new run"
+            )
+        self._iterator.set_state(state["position"])
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,1 @@
+"""Pure maths of diffusion paths, solvers and losses (jax and numpy only)."""

@@ -1,0 +1,62 @@
+"""Weights of losses, [b]: lambda(t, s) of consistency pairs, and signal-to-noise laws of diffusion losses."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from lcm_jax.diffusion.path import KINDS, Path, divide
+from lcm_jax.typing import PerSample, Times
+
+SIGMA_DATA = 0.5
+
+
+def uniform(t: Times, s: Times) -> PerSample:
+    """1 (CM, LCM)."""
+    return jnp.ones_like(t - s, jnp.result_type(float))
+
+
+def inverse_step(t: Times, s: Times) -> PerSample:
+    """1 / (t - s) (iCT eq. 8)."""
+    return 1 / (t - s)
+
+
+def karras(t: Times, s: Times) -> PerSample:
+    """1 / t^2 + 1 / sigma_data^2 on a VE path (EDM Tab. 1; the same as ECT's (t^2 + sd^2) / (t sd)^2)."""
+    return 1 / t**2 + 1 / SIGMA_DATA**2
+
+
+WEIGHTS: dict[str, Callable[[Times, Times], PerSample]] = {
+    "uniform": uniform,
+    "inverse_step": inverse_step,
+    "karras": karras,
+}
+
+
+def get(name: str) -> Callable[[Times, Times], PerSample]:
+    """The pair weight of that name; ValueError lists the names."""
+    if name not in WEIGHTS:
+        raise ValueError(f"unknown weight {name!r}; choose one of {', '.join(WEIGHTS)}")
+    return WEIGHTS[name]
+
+
+def min_snr(path: Path, kind: str, t: Times, gamma: float = 5.0) -> PerSample:
+    """min(SNR, gamma) on the x0 error, as a factor of the eps, v or x0 error (Min-SNR, Hang et al. 2023)."""
+    return _from_x0(path, kind, t, jnp.minimum(_snr(path, t), gamma))
+
+
+def truncated_snr(path: Path, kind: str, t: Times) -> PerSample:
+    """max(SNR, 1) on the x0 error, as a factor of the eps, v or x0 error (Progressive Distillation eq. 9)."""
+    return _from_x0(path, kind, t, jnp.maximum(_snr(path, t), 1))
+
+
+def _snr(path: Path, t: Times) -> PerSample:
+    return divide(path.alpha(t) ** 2, path.sigma(t) ** 2)
+
+
+def _from_x0(path: Path, kind: str, t: Times, weight: PerSample) -> PerSample:
+    """|x0 error|^2 is |eps error|^2 / SNR and, on a variance-preserving path, |v error|^2 / (SNR + 1)."""
+    snr = _snr(path, t)
+    factors = dict(zip(KINDS, (snr, snr + 1, jnp.ones_like(snr)), strict=True))
+    if kind not in factors:
+        raise ValueError(f"unknown prediction kind {kind!r}; choose one of {', '.join(KINDS)}")
+    return weight / factors[kind]

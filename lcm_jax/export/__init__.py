@@ -1,0 +1,1 @@
+"""Weights that leave the project."""

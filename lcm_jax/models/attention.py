@@ -1,0 +1,111 @@
+"""Attention, feed-forward and the spatial transformer that lets an image look at its caption."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcm_jax.models.layers import GroupNorm, Identity, Image, conv
+
+Tokens = Float[Array, "b n d"]
+
+
+def attend(q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Tokens:
+    """Scaled dot-product attention; cuDNN's fused kernel where it applies, XLA elsewhere."""
+    split = lambda x: x.reshape(*x.shape[:2], heads, -1)
+    half, size = q.dtype in (jnp.bfloat16, jnp.float16), q.shape[-1] // heads
+    fused = half and jax.default_backend() == "gpu" and size <= 128 and size % 8 == 0
+    implementation = "cudnn" if fused else "xla"
+    out = jax.nn.dot_product_attention(split(q), split(k), split(v), implementation=implementation)
+    return out.reshape(q.shape)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of x to `context` (to itself by default); `bias` concerns q, k and v."""
+
+    def __init__(
+        self, width: int, context: int, heads: int, *, bias: bool = False, rngs: nnx.Rngs, dtype=None
+    ):
+        if width % heads:
+            raise ValueError(f"attention width {width} does not split into {heads} heads; change `heads`")
+        self.heads = heads
+        self.to_q = nnx.Linear(width, width, use_bias=bias, rngs=rngs, dtype=dtype)
+        self.to_k = nnx.Linear(context, width, use_bias=bias, rngs=rngs, dtype=dtype)
+        self.to_v = nnx.Linear(context, width, use_bias=bias, rngs=rngs, dtype=dtype)
+        self.to_out = nnx.List([nnx.Linear(width, width, rngs=rngs, dtype=dtype)])
+
+    def __call__(self, x: Tokens, context: Float[Array, "b m e"] | None = None) -> Tokens:
+        context = x if context is None else context
+        return self.to_out[0](attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+class GEGLU(nnx.Module):
+    """Gated GELU projection (arXiv 2002.05202), exact GELU as Stable Diffusion uses."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype=None):
+        self.proj = nnx.Linear(width, 2 * hidden, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Tokens) -> Float[Array, "b n e"]:
+        h, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return h * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    """GEGLU to four times the width and back."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype=None):
+        back = nnx.Linear(4 * width, width, rngs=rngs, dtype=dtype)
+        self.net = nnx.List([GEGLU(width, 4 * width, rngs=rngs, dtype=dtype), Identity(), back])
+
+    def __call__(self, x: Tokens) -> Tokens:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, attention to the caption, feed-forward; each pre-normed and residual."""
+
+    def __init__(self, width: int, context: int, heads: int, *, rngs: nnx.Rngs, dtype=None):
+        norm = lambda: nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs, dtype=dtype, use_fast_variance=False)
+        self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
+        self.attn1 = Attention(width, width, heads, rngs=rngs, dtype=dtype)
+        self.attn2 = Attention(width, context, heads, rngs=rngs, dtype=dtype)
+        self.ff = FeedForward(width, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Tokens, context: Float[Array, "b l e"]) -> Tokens:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nnx.Module):
+    """Transformer blocks over the pixels of a feature map, added to that map."""
+
+    def __init__(
+        self,
+        channels: int,
+        context: int,
+        heads: int,
+        depth: int,
+        groups: int,
+        linear: bool,
+        *,
+        rngs: nnx.Rngs,
+        dtype=None,
+    ):
+        project = (
+            (lambda: nnx.Linear(channels, channels, rngs=rngs, dtype=dtype))
+            if linear
+            else (lambda: conv(channels, channels, 1, rngs=rngs, dtype=dtype))
+        )
+        self.norm = GroupNorm(channels, groups, 1e-6)
+        self.proj_in, self.proj_out = project(), project()
+        self.transformer_blocks = nnx.List(
+            [TransformerBlock(channels, context, heads, rngs=rngs, dtype=dtype) for _ in range(depth)]
+        )
+
+    def __call__(self, x: Image, context: Float[Array, "b l e"]) -> Image:
+        b, h, w, c = x.shape
+        tokens = self.proj_in(self.norm(x)).reshape(b, h * w, c)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens.reshape(b, h, w, c))

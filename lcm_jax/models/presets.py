@@ -1,0 +1,61 @@
+"""Sizes of known networks by name."""
+
+from typing import TypeVar
+
+from lcm_jax.models.autoencoder import AutoencoderConfig
+from lcm_jax.models.unet import UNetConfig
+
+UNETS = {
+    # 9.2 M: 64 px emoji on a laptop; 8 x 8 x 12 latents, MiniLM captions.
+    "emoji": UNetConfig(
+        channels=(96, 192),
+        attention=(False, True),
+        depth=(1, 1),
+        heads=(4, 4),
+        layers=1,
+        latent_channels=12,
+        context_width=384,
+    ),
+    # For tests: runs in milliseconds and has every kind of part.
+    "tiny": UNetConfig(
+        channels=(32, 64),
+        attention=(False, True),
+        depth=(1, 1),
+        heads=(2, 2),
+        layers=1,
+        latent_channels=4,
+        context_width=16,
+    ),
+    # 859.5 M, CLIP ViT-L captions, predicts eps (SD 1.4 and 1.5).
+    "sd15": UNetConfig(),
+    # 865.9 M, OpenCLIP ViT-H captions; base predicts eps, 768 predicts v (SD 2.0 and 2.1).
+    "sd21": UNetConfig(heads=(5, 10, 20, 20), context_width=1024, linear_projection=True),
+    # 2.57 B, two text encoders, pooled text and size ids (SDXL base 1.0).
+    "sdxl": UNetConfig(
+        channels=(320, 640, 1280),
+        attention=(False, True, True),
+        depth=(1, 2, 10),
+        heads=(5, 10, 20),
+        context_width=2048,
+        linear_projection=True,
+        added_width=2816,
+    ),
+}
+
+AUTOENCODERS = {
+    "emoji": AutoencoderConfig(
+        channels=(64, 128), layers=1, latent_channels=12, patch=4, norm_groups=16, scale=1.0
+    ),
+    "tiny": AutoencoderConfig(channels=(16, 16), layers=1, latent_channels=4, patch=4, norm_groups=8, scale=1.0),
+    "sd": AutoencoderConfig(),
+    "sdxl": AutoencoderConfig(scale=0.13025),
+}
+
+Config = TypeVar("Config")
+
+
+def named(presets: dict[str, Config], name: str) -> Config:
+    """The preset of that name; ValueError lists the names."""
+    if name not in presets:
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(presets)}")
+    return presets[name]

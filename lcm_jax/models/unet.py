@@ -1,0 +1,202 @@
+"""The conditional latent U-Net of Stable Diffusion, sized by a preset, with room for guidance w.
+
+Module paths equal the key names of diffusers' UNet2DConditionModel, so weights map leaf by leaf.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from lcm_jax.models.attention import SpatialTransformer
+from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    Image,
+    ResnetBlock,
+    Resized,
+    TimeEmbedding,
+    Upsample,
+    conv,
+    time_features,
+)
+
+Remat = Literal["none", "block"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a U-Net; one entry a resolution level, from the finest down."""
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention: tuple[bool, ...] = (True, True, True, False)  # which levels look at the caption
+    depth: tuple[int, ...] = (1, 1, 1, 1)  # transformer blocks per spatial transformer
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # head counts (diffusers' misnamed attention_head_dim)
+    layers: int = 2  # residual blocks a level on the way down; one more on the way up
+    latent_channels: int = 4
+    out_channels: int | None = None
+    context_width: int = 768
+    linear_projection: bool = False  # Linear instead of 1x1 conv around transformers (SD 2.x, SDXL)
+    w_width: int | None = None  # width of the guidance embedding; None for an unguided teacher
+    added_width: int | None = None  # SDXL: width of pooled text + size ids
+    added_time_width: int = 256  # SDXL: sinusoid width of each size id
+    norm_groups: int = 32
+    dtype: str = "float32"  # compute; parameters stay float32
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        for name in ("attention", "depth", "heads"):
+            if len(getattr(self, name)) != levels:
+                given = getattr(self, name)
+                raise ValueError(f"unet.{name} has {len(given)} entries, channels has {levels}: make them equal")
+        if self.remat not in ("none", "block"):
+            raise ValueError(f"unet.remat is {self.remat!r}; choose 'none' or 'block'")
+
+
+class Level(nnx.Module):
+    """Residual blocks of one resolution, each followed by a spatial transformer where asked."""
+
+    def __init__(self, widths: list[tuple[int, int]], i: int, temb: int, cfg: UNetConfig, rngs: nnx.Rngs):
+        kw = {"rngs": rngs, "dtype": jnp.dtype(cfg.dtype)}
+        self.resnets = nnx.List(
+            [ResnetBlock(inp, out, temb, cfg.norm_groups, 1e-5, **kw) for inp, out in widths]
+        )
+        self.attentions = nnx.List(
+            [_transformer(out, i, cfg, rngs) for _, out in widths] if cfg.attention[i] else []
+        )
+
+    def layer(self, j: int, x: Image, temb: Array, context: Array) -> Resized:
+        x = self.resnets[j](x, temb)
+        return self.attentions[j](x, context) if len(self.attentions) else x
+
+
+def _transformer(width: int, i: int, cfg: UNetConfig, rngs: nnx.Rngs) -> SpatialTransformer:
+    return SpatialTransformer(
+        width,
+        cfg.context_width,
+        cfg.heads[i],
+        cfg.depth[i],
+        cfg.norm_groups,
+        cfg.linear_projection,
+        rngs=rngs,
+        dtype=jnp.dtype(cfg.dtype),
+    )
+
+
+class MidBlock(nnx.Module):
+    """Residual, transformer, residual at the coarsest resolution."""
+
+    def __init__(self, temb: int, cfg: UNetConfig, rngs: nnx.Rngs):
+        width, kw = cfg.channels[-1], {"rngs": rngs, "dtype": jnp.dtype(cfg.dtype)}
+        self.resnets = nnx.List([ResnetBlock(width, width, temb, cfg.norm_groups, 1e-5, **kw) for _ in range(2)])
+        self.attentions = nnx.List([_transformer(width, -1, cfg, rngs)])
+
+    def __call__(self, x: Image, temb: Array, context: Array) -> Image:
+        x = self.attentions[0](self.resnets[0](x, temb), context)
+        return self.resnets[1](x, temb)
+
+
+class UNet(nnx.Module):
+    """Predicts eps, v or x0 of a noisy latent from its time, caption and (a student's) guidance w."""
+
+    def __init__(self, cfg: UNetConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        ch, n = cfg.channels, len(cfg.channels)
+        temb, dtype = 4 * ch[0], jnp.dtype(cfg.dtype)
+        kw = {"rngs": rngs, "dtype": dtype}
+        self.conv_in = conv(cfg.latent_channels, ch[0], **kw)
+        self.time_embedding = TimeEmbedding(ch[0], temb, cfg.w_width, **kw)
+        if cfg.added_width:
+            self.add_embedding = TimeEmbedding(cfg.added_width, temb, None, **kw)
+
+        skips, down = [ch[0]], []
+        for i in range(n):
+            inputs = [ch[max(i - 1, 0)]] + [ch[i]] * (cfg.layers - 1)
+            level = Level([(inp, ch[i]) for inp in inputs], i, temb, cfg, rngs)
+            level.downsamplers = nnx.List([Downsample(ch[i], **kw)] if i < n - 1 else [])
+            skips += [ch[i]] * (cfg.layers + (i < n - 1))
+            down.append(level)
+        self.down_blocks = nnx.List(down)
+        self.mid_block = MidBlock(temb, cfg, rngs)
+
+        up, width = [], ch[-1]
+        for i in reversed(range(n)):
+            widths = []
+            for _ in range(cfg.layers + 1):
+                widths.append((width + skips.pop(), ch[i]))
+                width = ch[i]
+            level = Level(widths, i, temb, cfg, rngs)
+            level.upsamplers = nnx.List([Upsample(ch[i], **kw)] if i > 0 else [])
+            up.append(level)
+        self.up_blocks = nnx.List(up)
+        self.conv_norm_out = GroupNorm(ch[0], cfg.norm_groups)
+        self.conv_out = conv(ch[0], cfg.out_channels or cfg.latent_channels, **kw)
+
+    def __call__(
+        self,
+        z: Image,
+        t: Num[Array, " b"],
+        context: Float[Array, "b l d"],
+        w_features: Float[Array, "b e"] | None = None,
+        added: dict[str, Array] | None = None,
+    ) -> Resized:
+        self._check(z, context, w_features, added)
+        dtype = jnp.dtype(self.cfg.dtype)
+        temb = self._embed_time(t, w_features, added, dtype)
+        x, context = self.conv_in(z.astype(dtype)), context.astype(dtype)
+        skips = [x]
+        for level in self.down_blocks:
+            for j in range(len(level.resnets)):
+                x = self._layer(level, j, x, temb, context)
+                skips.append(x)
+            for downsample in level.downsamplers:
+                x = downsample(x)
+                skips.append(x)
+        x = self._maybe_remat(self.mid_block)(x, temb, context)
+        for level in self.up_blocks:
+            for j in range(len(level.resnets)):
+                x = self._layer(level, j, jnp.concatenate([x, skips.pop()], axis=-1), temb, context)
+            for upsample in level.upsamplers:
+                x = upsample(x, skips[-1].shape[1:3])
+        return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(z.dtype)
+
+    def _check(self, z: Array, context: Array, w_features: Array | None, added: dict[str, Array] | None):
+        cfg = self.cfg
+        if z.shape[-1] != cfg.latent_channels:
+            raise ValueError(f"latent has {z.shape[-1]} channels, this U-Net takes {cfg.latent_channels}")
+        if context.shape[-1] != cfg.context_width:
+            raise ValueError(f"context is {context.shape[-1]} wide, this U-Net takes {cfg.context_width}")
+        if w_features is not None and w_features.shape[-1] != cfg.w_width:
+            raise ValueError(f"w_features are {w_features.shape[-1]} wide, this U-Net has w_width {cfg.w_width}")
+        if (added is not None) != bool(cfg.added_width):
+            takes = "{'pooled', 'time_ids'}" if cfg.added_width else "None"
+            raise ValueError(f"this U-Net has added_width {cfg.added_width} and takes added={takes}")
+
+    def _embed_time(self, t: Array, w_features: Array | None, added: dict[str, Array] | None, dtype) -> Array:
+        """Sinusoids stay float32 until they are features; bf16 arguments would have no resolution left."""
+        features = time_features(t, self.cfg.channels[0]).astype(dtype)
+        temb = self.time_embedding(features, None if w_features is None else w_features.astype(dtype))
+        if self.cfg.added_width:
+            ids = added["time_ids"]  # [b, 6]: original size, crop, target size (SDXL section 2.2)
+            sizes = time_features(ids.reshape(-1), self.cfg.added_time_width).reshape(ids.shape[0], -1)
+            temb = temb + self.add_embedding(jnp.concatenate([added["pooled"], sizes], -1).astype(dtype))
+        return temb
+
+    def _layer(self, level: Level, j: int, x: Array, temb: Array, context: Array) -> Array:
+        return self._maybe_remat(lambda *a: level.layer(j, *a))(x, temb, context)
+
+    def _maybe_remat(self, block):
+        return jax.checkpoint(lambda *a: block(*a)) if self.cfg.remat == "block" else block
+
+
+def unet(cfg: UNetConfig) -> Net:
+    """apply(params, z [b,h,w,c], t [b], context [b,l,d], w_features=None, added=None) -> [b,h,w,c].
+
+    `w_features` is the guidance embedding [b, w_width] (diffusion.guidance.guidance_embedding).
+    """
+    return functional(lambda rngs: UNet(cfg, rngs), cfg)

@@ -1,0 +1,87 @@
+"""What an objective is: a frozen bundle of parts with a loss; found by its file name."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lcm_jax.typing import Batch, Latent, Metrics
+
+
+class Nets(NamedTuple):
+    """The networks of one step with their parameters bound: call them like the module's apply.
+
+    `target` holds theta- (the online weights where the objective keeps no average); `teacher` is
+    None unless the objective distils.
+    """
+
+    student: Callable[..., Any]
+    target: Callable[..., Any]
+    teacher: Callable[..., Any] | None = None
+
+
+class Objective(Protocol):
+    """A training method. `mu` is the target's decay, None when the target is the online network."""
+
+    mu: float | None
+    needs_teacher: bool
+
+    def loss(
+        self, nets: Nets, batch: Batch, key: PRNGKeyArray, step: Array
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Mean loss over the batch and what to log."""
+        ...
+
+
+def draw_latent(batch: Batch, key: PRNGKeyArray) -> Latent:
+    """A sample of the cached posterior in diffusion units: (mean + std n) * scale."""
+    n = jax.random.normal(key, batch["mean"].shape, batch["mean"].dtype)
+    return (batch["mean"] + batch["std"] * n) * batch["scale"]
+
+
+def drop_context(
+    context: Float[Array, "b l d"],
+    uncond: Float[Array, "l d"],
+    drop: Float[Array, " b"] | Any,
+) -> Float[Array, "b l d"]:
+    """Captions with the unconditional one put in the place of those marked in `drop` [b]."""
+    return jnp.where(drop[:, None, None], uncond[None], context)
+
+
+def names() -> list[str]:
+    """Every objective there is: the modules of this folder that define `build`."""
+    package = importlib.import_module("lcm_jax.objectives")
+    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return sorted(n for n in found if hasattr(importlib.import_module(f"{package.__name__}.{n}"), "build"))
+
+
+def get(name: str, **settings: Any) -> Objective:
+    """The objective `name`, built from its settings.
+
+    Raises ValueError listing the names or the settings there are.
+    """
+    if name not in names():
+        raise ValueError(f"unknown objective {name!r}; there are: {', '.join(names())}")
+    build = importlib.import_module(f"lcm_jax.objectives.{name}").build
+    allowed = inspect.signature(build).parameters
+    if unknown := sorted(set(settings) - set(allowed)):
+        raise ValueError(f"objective {name!r} has no setting {', '.join(unknown)}; it takes: {', '.join(allowed)}")
+    return build(**settings)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A law that draws from [low, high]."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"a range goes from low to high, got [{self.low}, {self.high}]")

@@ -1,0 +1,1 @@
+"""Few-step and reference samplers."""

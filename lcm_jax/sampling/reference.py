@@ -1,0 +1,110 @@
+"""Whole trajectories of a diffusion teacher, from noise to sample, with the usual solvers.
+
+The field comes in guided (diffusion.guidance.guide), so that every rule sees one prediction an evaluation.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Num
+
+from lcm_jax.diffusion import solver
+from lcm_jax.diffusion.path import Path, expand, pure_noise
+from lcm_jax.typing import Field, Latent
+
+MULTISTEP = ("ddim", "dpmpp_2m")  # one evaluation a step
+SINGLE_STEP = ("heun", "dpm_solver", "dpm_solver_pp")  # two, one in the last step
+SAMPLERS = MULTISTEP + SINGLE_STEP
+SPACINGS = ("trailing", "leading", "linspace")
+
+
+def reference_times(n: int, T: int = 1000, spacing: str = "trailing") -> np.ndarray:
+    """The n + 1 falling table times of n steps, ending at 0 (names as in diffusers; Lin et al. 2023, Tab. 2).
+
+    "trailing" starts at T - 1 with even gaps up to the end, "leading" is Stable Diffusion's 1, 1 + T // n, ..
+    (it never sees T - 1), "linspace" divides [0, T - 1] evenly. Raises ValueError unless 1 <= n <= T / 2 and
+    the spacing is known.
+    """
+    if not 1 <= n <= T // 2:
+        raise ValueError(f"a table of {T} times allows 1 to {T // 2} steps, got {n}")
+    if spacing == "trailing":
+        times = np.round(np.arange(n, 0, -1) * T / n).astype(int) - 1
+    elif spacing == "leading":
+        times = np.arange(n - 1, -1, -1) * (T // n) + 1
+    elif spacing == "linspace":
+        times = np.round(np.linspace(T - 1, 0, n + 1)[:-1]).astype(int)
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
+    return np.append(times, 0)
+
+
+def nfe(sampler: str, steps: int, guided: bool) -> int:
+    """Network evaluations of a sample; a guided field counts twice. ValueError for an unknown sampler."""
+    _check(sampler)
+    evaluations = steps if sampler in MULTISTEP else 2 * steps - 1
+    return evaluations * (2 if guided else 1)
+
+
+def sample(
+    sampler: str,
+    path: Path,
+    field: Field,
+    noise: Latent,
+    times: Num[Array | np.ndarray, " n"],
+    denoise: bool = True,
+) -> Latent:
+    """Integrates unit `noise` [b, ..] along falling `times` with a named sampler, as a scan over the steps.
+
+    The last step is of first order (diffusers' lower-order final). With `denoise` it ends in its clean
+    prediction x0; without, at times[-1]. Raises ValueError for an unknown sampler or fewer than two times.
+    """
+    _check(sampler)
+    if len(times) < 2:
+        raise ValueError(f"a trajectory needs at least two times, got {len(times)}")
+    times = jnp.asarray(times)
+    z = pure_noise(path, noise, _spread(times[0], noise))
+    if sampler in MULTISTEP:
+        z, x0 = _multistep(path, field, z, times, second_order=sampler == "dpmpp_2m")
+    else:
+        z = _single_step(solver.get(sampler), path, field, z, times[:-1])
+        last = field(z, _spread(times[-2], z))
+        z, x0 = solver.ride(path, last, _spread(times[-1], z)), last.x0
+    return x0 if denoise else z
+
+
+def _single_step(psi: solver.Solver, path: Path, field: Field, z: Latent, times: Array) -> Latent:
+    def step(z, interval):
+        t, s = (_spread(time, z) for time in interval)
+        return psi(path, field, z, t, s).astype(z.dtype), None
+
+    return jax.lax.scan(step, z, (times[:-1], times[1:]))[0]
+
+
+def _multistep(
+    path: Path, field: Field, z: Latent, times: Array, second_order: bool
+) -> tuple[Latent, Latent]:
+    """DDIM, or DPM-Solver++(2M) (DPM-Solver++ Alg. 2): x0 extrapolated from the previous evaluation.
+
+    Returns z at the last time and the x0 of the last evaluation.
+    """
+    h = jnp.diff(path.lam(times[:-1]))
+    lead = jnp.zeros(len(times) - 1, h.dtype)  # 1 / (2 r) of the paper; 0 in the first and last step
+    lead = lead.at[1:-1].set(h[1:] / (2 * h[:-1])) if second_order else lead
+
+    def step(carry, now):
+        (z, previous), (t, s, lead) = carry, now
+        t, s = _spread(t, z), _spread(s, z)
+        here = field(z, t)
+        z_s = solver.ride(path, here, s) + expand(solver.x0_gap(path, t, s), z) * lead * (here.x0 - previous)
+        return (z_s.astype(z.dtype), here.x0.astype(z.dtype)), None
+
+    return jax.lax.scan(step, (z, z), (times[:-1], times[1:], lead))[0]
+
+
+def _spread(time: Array, like: Latent) -> Array:
+    return jnp.broadcast_to(time, like.shape[:1])
+
+
+def _check(sampler: str) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")

@@ -1,0 +1,237 @@
+"""The host's side of training: feed the step, look at its numbers a step late, save, and stop cleanly."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from lcm_jax.train.checkpoint import Checkpointer
+from lcm_jax.train.interrupt import Interrupt
+from lcm_jax.train.metrics import MetricsWriter
+
+log = logging.getLogger(__name__)
+NONFINITE_FILE = "nonfinite.json"
+NAMES = ("key", "index", "caption")  # entries of a batch that tell its samples apart
+WATCHED = ("loss", "grad")  # a metric of one of these families that is not finite stops the run
+AHEAD = 2  # steps in flight: enough to hide the host, few enough to bound the batches waiting on the device
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """An endless source of batches whose position can be stored as JSON and taken up again."""
+
+    def __next__(self) -> Mapping[str, Any]: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or a gradient norm was NaN or infinite; the message names the step and the record."""
+
+
+@dataclass
+class _Step:
+    """One dispatched step whose numbers are still on the device."""
+
+    number: int
+    metrics: Mapping[str, Any]
+    names: dict[str, Any]
+
+
+@dataclass
+class _Watch:
+    """The numbers of the steps: in flight, then fetched and found finite, then written."""
+
+    describe_batch: Callable[[Mapping[str, Any]], Any] | None
+    folder: Path | None
+    in_flight: list[_Step] = field(default_factory=list)
+    fetched: list[dict[str, float]] = field(default_factory=list)
+
+    def look(self, until: int) -> None:
+        """Fetch the scalars of the steps up to `until` in one transfer; raise if one is not finite."""
+        ready = [step for step in self.in_flight if step.number <= until]
+        if not ready:
+            return
+        del self.in_flight[: len(ready)]
+        scalars = [{k: v for k, v in step.metrics.items() if np.ndim(v) == 0} for step in ready]
+        for step, values in zip(ready, jax.device_get(scalars), strict=True):
+            values = {name: float(value) for name, value in values.items()}
+            bad = [name for name, x in values.items() if name.startswith(WATCHED) and not math.isfinite(x)]
+            if bad:
+                self.stop(step, values, sorted(bad, reverse=True))  # the loss before the gradient
+            self.fetched.append(values)
+
+    def stop(self, step: _Step, values: dict[str, float], bad: list[str]) -> None:
+        """Leave a record of a step that is not finite, and raise."""
+        describe = self.describe_batch or (lambda names: names)
+        record = {
+            "step": step.number,
+            "nonfinite": bad,
+            "metrics": {name: x if math.isfinite(x) else str(x) for name, x in values.items()},
+            "batch": describe(step.names),
+            "samples": {name: local_rows(v) for name, v in step.metrics.items() if np.ndim(v) > 0},
+        }
+        where = "pass `folder` to record its batch"
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / NONFINITE_FILE
+            path.write_text(json.dumps(record, indent=1, default=plain) + "\n", encoding="utf-8")
+            where = f"its batch and times are in {path}"
+        raise NonFiniteLoss(
+            f"{', '.join(f'{name} = {values[name]}' for name in bad)} at step {step.number}; {where}; the "
+            "last checkpoint is from before it: lower the learning rate or look at that batch"
+        )
+
+    def means(self) -> dict[str, float]:
+        """Each metric's mean over the steps fetched since the last report."""
+        names = dict.fromkeys(name for values in self.fetched for name in values)
+        columns = {name: [values[name] for values in self.fetched if name in values] for name in names}
+        return {name: math.fsum(column) / len(column) for name, column in columns.items()}
+
+
+@dataclass
+class _Clock:
+    """Where the time since `begun` went, in seconds; saving and hooks do not count as training."""
+
+    begun: float = field(default_factory=time.perf_counter)
+    waiting: float = 0.0
+    aside: float = 0.0
+    images: int = 0
+
+    def rates(self) -> dict[str, float]:
+        """Images per second, and the share of the time in which the host waited for data."""
+        spent = max(time.perf_counter() - self.begun - self.aside, 1e-9)
+        return {"images/s": self.images / spent, "data/wait_share": self.waiting / spent}
+
+
+def run(
+    step_fn: Callable[[Any, Any, Any, jax.Array], tuple[Any, Mapping[str, Any]]],
+    state: Any,
+    frozen: Any,
+    loader: Loader,
+    root_key: jax.Array,
+    steps: int,
+    *,
+    place_batch: Callable[[Mapping[str, Any]], Any],
+    log_steps: int = 50,
+    checkpoint_steps: int = 1000,
+    sample_steps: int = 0,
+    checkpointer: Checkpointer | None = None,
+    writer: MetricsWriter | None = None,
+    hooks: Iterable[Callable[[int, Any, Mapping[str, float]], Mapping[str, float] | None]] = (),
+    describe_batch: Callable[[Mapping[str, Any]], Any] | None = None,
+    folder: str | Path | None = None,
+) -> Any:
+    """Train from `state.step` to step `steps` and return the state; interrupted, it returns an earlier one.
+
+    step_fn(state, frozen, batch, root_key) -> (state, metrics) is dispatched without waiting for the step
+    before. Scalars of `metrics` are averaged over `log_steps` steps and written; its arrays (times `[b]`,
+    ...) are read only when the loss is not finite. Every `sample_steps` (0: never) and at the end each hook
+    gets (step, state, metrics) and may return more metrics; it must not keep the state, which is donated.
+    `describe_batch` turns the names in a batch (entries key, index, caption) into JSON for the record that
+    a non-finite loss leaves in `folder`/nonfinite.json.
+
+    Raises NonFiniteLoss (the last good checkpoint stays the newest), CheckpointError, and ValueError if
+    the loader ends.
+    """
+    for name, value in (("steps", steps), ("log_steps", log_steps), ("checkpoint_steps", checkpoint_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    hooks = tuple(hooks)
+    started = saved = number = int(state.step)
+    watch = _Watch(describe_batch, None if folder is None else Path(folder))
+    clock, first, latest = _Clock(), {}, {}
+
+    def report(at: int) -> None:
+        nonlocal clock, first, latest
+        latest = {**watch.means(), **clock.rates(), **first}
+        watch.fetched.clear()
+        clock, first = _Clock(), {}
+        if writer is not None:
+            writer.write(at, latest)
+
+    def save() -> None:
+        nonlocal saved
+        watch.look(number)  # never store a state whose loss was not looked at
+        if checkpointer is not None:
+            checkpointer.save(number, state, loader.get_state(), watch.means() or latest)
+        saved = number
+
+    def call_hooks() -> None:
+        watch.look(number)
+        for hook in hooks:
+            more = hook(number, state, latest)
+            if more and writer is not None:
+                writer.write(number, more)
+
+    try:
+        with Interrupt() as stop:
+            while number < steps and not stop.requested:
+                before = time.perf_counter()
+                batch = next(loader, None)
+                if batch is None:
+                    raise ValueError(f"the loader ended at step {number} of {steps}; it must repeat its data")
+                clock.waiting += time.perf_counter() - before
+                state, metrics = step_fn(state, frozen, place_batch(batch), root_key)
+                number += 1
+                names = {name: batch[name] for name in NAMES if name in batch}
+                watch.in_flight.append(_Step(number, metrics, names))
+                clock.images += images_in(batch)
+                if number == started + 1:  # holds the compilation: no part of any rate
+                    jax.block_until_ready(metrics)
+                    first = {"first_step/seconds": time.perf_counter() - before}
+                    clock = _Clock()
+                elif len(watch.in_flight) > AHEAD:
+                    jax.block_until_ready(watch.in_flight[-1 - AHEAD].metrics)
+                if (number - 1) % log_steps == 0 and number - 1 > started:
+                    watch.look(number - 1)  # a step late: the device is busy with `number` meanwhile
+                    report(number - 1)
+                    if checkpointer is not None:
+                        checkpointer.check()
+                if writer is not None:
+                    writer.tick(number)
+                before = time.perf_counter()
+                if number % checkpoint_steps == 0:
+                    save()
+                if sample_steps and number % sample_steps == 0 and number < steps:
+                    call_hooks()
+                clock.aside += time.perf_counter() - before
+            watch.look(number)
+            if watch.fetched:
+                report(number)
+            if number > saved:
+                save()
+            if number >= steps and number > started:
+                call_hooks()
+            if stop.requested:
+                log.warning("stopped by %s after step %d of %d", stop.name, number, steps)
+    finally:
+        if checkpointer is not None:
+            checkpointer.wait()  # what was being written when something went wrong is still good
+    return state
+
+
+def images_in(batch: Mapping[str, Any]) -> int:
+    """Samples of a batch over all processes: the leading dim of its first numpy array."""
+    sizes = (value.shape[0] for value in batch.values() if isinstance(value, np.ndarray) and value.ndim)
+    return next(sizes, 0) * jax.process_count()
+
+
+def local_rows(array: Any) -> list:
+    """This process's rows of an array split over its leading dim, in order: they belong to its own names."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array).tolist()
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return [row for start in sorted(parts) for row in np.asarray(parts[start]).tolist()]
+
+
+def plain(value: Any) -> Any:
+    """numpy values as JSON's own."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)

@@ -1,0 +1,54 @@
+"""Builds the optimiser: the one door to optax's transformations."""
+
+from typing import Any, Literal
+
+import optax
+
+Name = Literal["adamw", "radam", "sgd", "adafactor"]
+Schedule = Literal["constant", "cosine", "linear"]
+SETTINGS = ("b1", "b2", "eps", "weight_decay", "clip")  # keywords of `optimizer`
+
+
+def learning_rate(
+    peak: float, steps: int, schedule: Schedule = "constant", warmup: int = 0, final: float = 0.0
+) -> optax.Schedule:
+    """Linear warm-up to `peak`, then constant, or a cosine or line down to `final` * peak at `steps`."""
+    rest = max(steps - warmup, 1)
+    shapes = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, final),
+        "linear": lambda: optax.linear_schedule(peak, peak * final, rest),
+    }
+    if schedule not in shapes:
+        raise ValueError(f"unknown learning-rate schedule {schedule!r}; choose one of {', '.join(shapes)}")
+    if not warmup:
+        return shapes[schedule]()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), shapes[schedule]()], [warmup])
+
+
+def optimizer(
+    name: Name,
+    rate: Any,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+) -> optax.GradientTransformation:
+    """The named optimiser behind an optional clip of the global gradient norm.
+
+    RAdam's weight decay is of the coupled kind, added to the gradient before the moments, as the
+    consistency-training papers use it; AdamW's is decoupled.
+    """
+    makers = {
+        "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay),
+        "radam": lambda: optax.chain(
+            optax.add_decayed_weights(weight_decay), optax.radam(rate, b1, b2, eps)
+        ),
+        "sgd": lambda: optax.sgd(rate),
+        "adafactor": lambda: optax.adafactor(rate, weight_decay_rate=weight_decay or None),
+    }
+    if name not in makers:
+        raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(makers)}")
+    return optax.chain(optax.clip_by_global_norm(clip), makers[name]()) if clip else makers[name]()

@@ -1,0 +1,90 @@
+"""THE jitted function: networks, objective, gradient, optimiser and weight averages in one step."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray
+
+from lcm_jax.objectives.base import Nets, Objective
+from lcm_jax.train.state import State
+from lcm_jax.typing import Batch, Metrics, Params
+
+Apply = Callable[..., Any]
+Step = Callable[[State, Any, Batch, PRNGKeyArray], tuple[State, Metrics]]
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, objective: Objective) -> State:
+    """The state before the first step: target and sampling EMA start as the parameters."""
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)
+    target = None if objective.mu is None else copy(params)
+    return State(jnp.zeros((), jnp.int32), params, target, copy(params), tx.init(params))
+
+
+def train_step(
+    objective: Objective,
+    apply: Apply,
+    teacher_apply: Apply | None,
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.9999,
+    accumulate: int = 1,
+) -> Step:
+    """step(state, frozen, batch, key) -> (state, metrics); to be jitted with `state` donated.
+
+    `frozen` holds what is read but not trained: {"teacher": params, "batch": entries added to every
+    batch (scale, uncond)}. `key` is the run's root key; the step folds in state.step, so a resumed
+    run draws the same noise. `accumulate` splits the batch into that many gradient passes.
+    """
+
+    def loss(params: Params, target: Params, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
+        nets = Nets(
+            partial(apply, params),
+            partial(apply, jax.lax.stop_gradient(params if target is None else target)),
+            partial(teacher_apply, frozen["teacher"]) if objective.needs_teacher else None,
+        )
+        return objective.loss(nets, {**batch, **frozen["batch"]}, key, step)
+
+    def gradient(state: State, frozen: Any, batch: Batch, key: PRNGKeyArray):
+        if accumulate == 1:
+            return jax.grad(loss, has_aux=True)(state.params, state.target, frozen, batch, key, state.step)
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+        def add(total, part):
+            i, micro = part
+            this = jax.grad(loss, has_aux=True)(
+                state.params, state.target, frozen, micro, jax.random.fold_in(key, i), state.step
+            )
+            return jax.tree.map(jnp.add, total, this[0]), this[1]
+
+        zero = jax.tree.map(jnp.zeros_like, state.params)
+        total, metrics = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
+        # Scalars are averaged over the passes; per-sample diagnostics [b] are put together again.
+        join = lambda x: x.mean(0) if x.ndim == 1 else x.reshape(-1, *x.shape[2:])
+        return jax.tree.map(lambda g: g / accumulate, total), jax.tree.map(join, metrics)
+
+    def step(state: State, frozen: Any, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        grads, metrics = gradient(state, frozen, batch, jax.random.fold_in(key, state.step))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        target = None if state.target is None else average(state.target, params, objective.mu)
+        # Young averages follow closely, so that a short run does not sample from its initial noise.
+        count = state.step.astype(jnp.float32)
+        ema = average(state.ema, params, jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count)))
+        metrics = metrics | {"grad_norm": norm(grads)}
+        return State(state.step + 1, params, target, ema, opt_state), metrics
+
+    return step
+
+
+def average(old: Params, new: Params, decay: Any) -> Params:
+    """decay * old + (1 - decay) * new, leaf by leaf, in the leaves' own precision."""
+    return jax.tree.map(lambda a, b: a + (1.0 - decay) * (b - a), old, new)
+
+
+def norm(tree: Any) -> jax.Array:
+    """Euclidean norm of all leaves together, float32."""
+    return jnp.sqrt(sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)))

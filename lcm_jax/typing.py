@@ -1,0 +1,20 @@
+"""Names for the arrays and callables that travel through the house."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Array, Float, Num
+
+Latent = Float[Array, "b *latent"]  # any rank: images are [b, h, w, c], exact-truth tests use [b, d]
+Times = Num[Array, " b"]  # int table index on a VP path, sigma on a VE path
+Guidance = Float[Array, " b"]  # w of LCM: cond + w (cond - uncond)
+PerSample = Float[Array, " b"]
+Context = Float[Array, "b l d"]  # token states of the caption, zero where padded
+
+Params = Mapping[str, Any]  # nested dicts of arrays
+Batch = Mapping[str, Any]
+Metrics = dict[str, Any]
+Field = Callable[[Latent, Times], Any]  # (z, t) -> diffusion.path.Prediction, all else bound
+Distance = Callable[[Latent, Latent], PerSample]  # (a, b) -> one number a sample
+PairWeight = Callable[[Times, Times], PerSample]  # (t, s) -> lambda
+Coupling = Callable[[Latent, Latent], Latent]  # (z0, eps) -> eps, paired with z0

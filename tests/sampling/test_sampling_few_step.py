@@ -1,0 +1,106 @@
+"""Multistep consistency sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussian import Gaussian, latents
+
+from lcm_jax.diffusion.boundary import EDMBoundary, LCMBoundary, consistency
+from lcm_jax.diffusion.grid import Karras
+from lcm_jax.diffusion.path import VE, vp_path
+from lcm_jax.sampling import few_step
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    "n,times",
+    [
+        (1, [999]),
+        (2, [999, 499]),
+        (4, [999, 759, 499, 259]),
+        (8, [999, 879, 759, 639, 499, 379, 259, 139]),
+        (50, list(range(999, 0, -20))),
+    ],
+)
+def test_lcm_times(n, times):
+    np.testing.assert_array_equal(few_step.lcm_times(n), times)
+
+
+def test_lcm_times_of_another_grid():
+    np.testing.assert_array_equal(few_step.lcm_times(2, T=100, original_steps=10), [99, 49])
+
+
+@pytest.mark.parametrize("n", [0, -1, 51])
+def test_lcm_times_refuse_steps_off_the_grid(n):
+    with pytest.raises(ValueError, match=f"1 to 50 steps, got {n}"):
+        few_step.lcm_times(n)
+
+
+def test_lcm_times_refuse_a_grid_finer_than_the_table():
+    with pytest.raises(ValueError, match="1 .. T = 10, got 50"):
+        few_step.lcm_times(1, T=10)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_each_call_sees_the_last_answer_at_its_noise_level(n):
+    """Against a plain loop over the same draws; f is traced once and called n times."""
+    path, shape, times, traces = vp_path(), (3, 2, 2, 4), few_step.lcm_times(n), []
+
+    def f(z, t):
+        traces.append(t.shape)
+        return 0.5 * z + t[:, None, None, None] / 1000
+
+    got = jax.jit(lambda key: few_step.sample(f, path, key, shape, times))(KEY)
+    assert traces == [(3,)]
+    keys = jax.random.split(KEY, n)
+    x = f(jax.random.normal(keys[0], shape), jnp.full(3, times[0]))
+    for t, key in zip(times[1:], keys[1:], strict=True):
+        z = path.alphas[t] * x + path.sigmas[t] * jax.random.normal(key, shape)
+        x = f(z, jnp.full(3, t))
+    np.testing.assert_allclose(got, x, atol=1e-5)
+
+
+def test_given_noise_replaces_the_first_draw():
+    noise, path, truth = latents(), vp_path(), Gaussian()
+    f = truth.consistency(path)
+    got = few_step.sample(f, path, KEY, noise.shape, few_step.lcm_times(1), noise)
+    np.testing.assert_allclose(got, f(noise, jnp.full(4, 999)), atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+@pytest.mark.parametrize("on", ["vp", "ve"])
+def test_exact_consistency_samples_have_the_law_of_the_data(n, on):
+    truth, shape = Gaussian(), (2000, 5, 5, 1)
+    if on == "vp":
+        path, times, sigma_min = vp_path(), few_step.lcm_times(n), 0.0
+    else:
+        path, times, sigma_min = VE(), Karras().grid(n + 1)[:n], 0.0
+    x = few_step.sample(truth.consistency(path), path, KEY, shape, times, sigma_min=sigma_min)
+    terminal = 0.07 * truth.mean / truth.std if on == "vp" and n == 1 else 0  # alpha_999 is not quite 0
+    np.testing.assert_allclose(x.mean(), truth.mean, atol=0.01 + terminal * truth.std)
+    np.testing.assert_allclose(x.std(), truth.std, rtol=0.01)
+
+
+def test_ve_steps_land_at_sigma_min():
+    """CM Alg. 1: one step f(80 n, 80), a second from x + sqrt(.53^2 - .002^2) n."""
+    path, shape, times = VE(), (2, 2, 2, 1), jnp.array([80.0, 0.53])
+    f = consistency(path, EDMBoundary(), Gaussian().field(path))
+    first, second = (jax.random.normal(key, shape) for key in jax.random.split(KEY, 2))
+    x = f(80 * first, jnp.full(2, 80.0))
+    expected = f(x + np.sqrt(0.53**2 - 0.002**2) * second, jnp.full(2, 0.53))
+    got = few_step.sample(f, path, KEY, shape, times, sigma_min=0.002)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_zero_terminal_snr_samples_are_finite():
+    path = vp_path(zero_terminal_snr=True)
+    f = consistency(path, LCMBoundary(), Gaussian().field(path))
+    x = few_step.sample(f, path, KEY, (2, 2, 2, 1), few_step.lcm_times(4))
+    assert np.all(np.isfinite(x))
+
+
+def test_no_times_is_an_error():
+    with pytest.raises(ValueError, match="at least one time"):
+        few_step.sample(lambda z, t: z, vp_path(), KEY, (1, 2), np.array([], int))
