@@ -8,7 +8,7 @@
 import argparse
 import time
 
-from benchmarks import machine
+from benchmarks import results
 from lcm_jax.data.loader import make_loader
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         "memory": rate(args, memory_limit=4 * 2**30),
         "disk": rate(args, memory_limit=0),
     }
-    machine.save(
+    results.save(
         "loader",
         {
             "data": args.data,

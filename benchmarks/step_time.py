@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from benchmarks import machine
+from benchmarks import results
 from lcm_jax import build
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--name", default="step_time")
     args = parser.parse_args()
     config = load_config(args.config, args.set)
-    machine.save(args.name, {"config": args.config, "set": args.set, **measure(build.run(config), args.steps)})
+    results.save(args.name, {"config": args.config, "set": args.set, **measure(build.run(config), args.steps)})
 
 
 def measure(run: build.Run, steps: int) -> dict:

@@ -35,7 +35,7 @@ else
   python="$LCM_JAX_VENV/bin/python"
 fi
 
-export JAX_PLATFORMS=cpu
+export JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1
 failed=0
 "$python" -m ruff check . --output-format concise || failed=1
 "$python" -m pytest --cov=lcm_jax --cov-report=term:skip-covered "$@" || failed=1

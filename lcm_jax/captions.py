@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,16 @@ from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.tokenizer import CaptionTokenizer
 
 BATCH = 32  # captions a call; the last one is padded, so that one compilation serves all
+
+
+@runtime_checkable
+class CaptionEncoder(Protocol):
+    """What a network reads captions through."""
+
+    identity: dict[str, Any]  # what a data set must remember of the encoder that made it
+
+    def __call__(self, captions: Sequence[str]) -> np.ndarray: ...
+    def tokens(self, captions: Sequence[str]) -> np.ndarray: ...
 
 
 class MiniLM:
@@ -39,7 +49,7 @@ class MiniLM:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a data set must remember of the encoder that made it."""
+        """Name, pinned hash and number of tokens."""
         return {"name": "minilm", "wheel_sha256": MINILM.sha256, "length": self.length}
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
@@ -60,7 +70,7 @@ class MiniLM:
 ENCODERS = {"minilm": MiniLM}
 
 
-def caption_encoder(spec: TextSpec) -> MiniLM:
+def caption_encoder(spec: TextSpec) -> CaptionEncoder:
     """The encoder a spec names; ValueError lists the names."""
     if spec.encoder not in ENCODERS:
         raise ValueError(f"unknown caption encoder {spec.encoder!r}; choose one of {', '.join(ENCODERS)}")

@@ -13,7 +13,9 @@ from lcm_jax.typing import Params
 PerChannel = Float[np.ndarray, " c"]
 
 
-def statistics(net: Net, params: Params, batches: Iterable[UInt8[np.ndarray, "b h w 3"]]) -> tuple[PerChannel, PerChannel]:
+def statistics(
+    net: Net, params: Params, batches: Iterable[UInt8[np.ndarray, "b h w 3"]]
+) -> tuple[PerChannel, PerChannel]:
     """Per-channel mean and standard deviation of posterior samples over all images, float64, exact from moments."""
 
     @jax.jit

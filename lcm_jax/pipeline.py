@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,15 @@ Draw = Callable[..., Pixels]
 
 
 class Pipeline:
-    """A model with its weights; call it with prompts, or use `sampler` for compiled sampling of contexts."""
+    """A model with its weights; call it with prompts, or use `sampler` for compiled sampling of contexts.
 
-    def __init__(self, spec: ModelSpec, params: dict[str, Params]):
+    `origin` says where the weights come from (JSON values, kept with the pictures).
+    """
+
+    def __init__(self, spec: ModelSpec, params: dict[str, Params], origin: Mapping[str, Any] | None = None):
         if spec.unet is None:
             raise ValueError("this model is an autoencoder only: it encodes pictures and draws none")
-        self.spec, self.params = spec, params
+        self.spec, self.params, self.origin = spec, params, dict(origin or {})
         self.path = vp_path(**vars(spec.path))
         self.unet, self.autoencoder = unet(spec.unet), autoencoder(spec.autoencoder)
         self._compiled: dict[tuple[str, int], Draw] = {}
@@ -56,7 +59,7 @@ class Pipeline:
         where = model_folder(source)
         spec = ModelSpec.from_json(folder.describe(where), str(where / folder.DESCRIPTION))
         names = [name for name in NETWORKS if getattr(spec, name) is not None]
-        return cls(spec, {name: load_params(where, name, spec) for name in names})
+        return cls(spec, {name: load_params(where, name, spec) for name in names}, {"model": str(source)})
 
     def __call__(
         self,

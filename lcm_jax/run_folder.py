@@ -1,8 +1,10 @@
-"""A run on disk and its way through the loop: description, checkpoints, metrics and sample grids in one folder."""
+"""A run on disk and its way through the loop: description, checkpoints, metrics and samples in one folder."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,22 @@ import numpy as np
 
 from lcm_jax.build import Run
 from lcm_jax.evaluate import grid
+from lcm_jax.export import flax_folder
+from lcm_jax.models import flax_file
 from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.functional import Net
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.unet import unet
-from lcm_jax.pipeline import Pipeline, load_params, to_pixels
+from lcm_jax.pipeline import NETWORKS, Pipeline, image_keys, load_params, to_pixels
 from lcm_jax.train import loop
-from lcm_jax.train.checkpoint import Checkpointer
+from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
 from lcm_jax.train.metrics import MetricsWriter
 from lcm_jax.train.state import State
 from lcm_jax.typing import Params
 from lcm_jax.weights import folder
 
+log = logging.getLogger(__name__)
+WEIGHTS = ("ema", "params", "target")
 CONFIG, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 FREE = ("steps", "loop", "checkpoint", "mesh")  # sections that may change when a run goes on
 SHOWN = 16  # images in a training grid
@@ -89,24 +95,61 @@ def open_folder(run: Run, where: Path) -> None:
 def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[ModelSpec, dict[str, Params], int]:
     """A run's model: spec, networks (trained one from the checkpoint of `step`, newest if None) and that step.
 
-    `weights` is "ema", "params" or "target". Raises FileNotFoundError or CheckpointError saying what is missing.
+    `weights` is "ema", "params" or "target". An unreadable newest checkpoint is passed over with a warning.
+    Raises FileNotFoundError or CheckpointError saying what is missing.
     """
     where = Path(where)
+    if not is_run(where):
+        raise FileNotFoundError(f"{where} holds no run: give a --run folder of launch.train")
+    if weights not in WEIGHTS:
+        raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
     spec = ModelSpec.from_json(folder.describe(where), str(where / folder.DESCRIPTION))
     keep = Checkpointer(where / CHECKPOINTS, read_only=True)
     try:
-        step = keep.steps()[-1] if step is None and keep.steps() else step
-        trains = keep.describe_step(step)["trains"]
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        net = network(spec, trains)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), net.abstract())
-        params = {trains: keep.restore_part(weights, abstract, step)}
+        trains, part, step = newest(keep, spec, weights) if step is None else trained(keep, spec, weights, step)
     finally:
         keep.close()
-    for name in ("unet", "autoencoder"):
-        if name not in params and getattr(spec, name) is not None:
-            params[name] = load_params(where, name, spec)
-    return spec, params, step
+    others = [name for name in NETWORKS if name != trains and getattr(spec, name) is not None]
+    return spec, {trains: part, **{name: load_params(where, name, spec) for name in others}}, step
+
+
+def trained(keep: Checkpointer, spec: ModelSpec, weights: str, step: int | None) -> tuple[str, Params, int | None]:
+    """Name and parameters of the network that a checkpoint holds, on one device, and its step."""
+    name = keep.describe_step(step)["trains"]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaf = partial(jax.ShapeDtypeStruct, sharding=here)
+    abstract = jax.tree.map(lambda x: leaf(x.shape, x.dtype), network(spec, name).abstract())
+    return name, keep.restore_part(weights, abstract, step), step
+
+
+def newest(keep: Checkpointer, spec: ModelSpec, weights: str) -> tuple[str, Params, int | None]:
+    """`trained` of the newest readable checkpoint; raises what the newest raised if none is."""
+    first = None
+    for step in keep.steps()[::-1]:
+        try:
+            return trained(keep, spec, weights, step)
+        except CheckpointError as error:
+            first = first or error
+            log.warning("%s; trying the one before", error)
+    if first is not None:
+        raise first
+    return trained(keep, spec, weights, None)  # says that there is none
+
+
+def export(
+    where: str | Path,
+    out: str | Path,
+    dtype: str = "float32",
+    weights: str = "ema",
+    step: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a run's model as a folder that describes itself (export.flax_folder), its config in `about`."""
+    spec, networks, step = load(where, step, weights)
+    config = json.loads((Path(where) / CONFIG).read_text())
+    about = {**spec.about, "training": {"step": step, "weights": weights, "config": config}}
+    description = replace(spec, about=about).to_json()
+    return flax_folder.write(out, description, networks, flax_file.to_bytes, dtype, overwrite)
 
 
 def is_run(where: str | Path) -> bool:
@@ -118,8 +161,8 @@ def pipeline(source: str | Path, step: int | None = None, weights: str = "ema") 
     """The pipeline of a run, an exported folder or a shipped model."""
     if not is_run(source):
         return Pipeline.load(source)
-    spec, params, _ = load(source, step, weights)
-    return Pipeline(spec, params)
+    spec, params, step = load(source, step, weights)
+    return Pipeline(spec, params, {"model": str(source), "step": step, "weights": weights})
 
 
 def network(spec: ModelSpec, name: str) -> Net:
@@ -145,14 +188,14 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
     rows = run.loader.rows.batch(spread)
     names = [run.loader.row(i).caption for i in rows["index"]]
     steps = 4 if run.spec.role == "consistency" else 25
-    g = run.spec.guidance
-    w = 2.0 if g is None else (g.w_min + g.w_max) / 2
+    w = pipe.default_w
     sampler = pipe.sampler(pipe.default_sampler, steps)
     context, uncond = jnp.asarray(rows["context"]), run.frozen["batch"]["uncond"]
+    keys = image_keys(names, 1, seed=0)
 
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
         params = {"unet": params, **run.networks}
-        images = sampler(params, context, uncond, jnp.full(SHOWN, w), jax.random.key(0))
+        images = sampler(params, context, uncond, jnp.full(SHOWN, w), keys)
         return np.asarray(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
 
     return draw

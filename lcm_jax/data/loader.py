@@ -3,8 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-from typing import SupportsIndex
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import grain
 import numpy as np
@@ -12,6 +11,8 @@ import numpy as np
 from lcm_jax.data.latent_rows import LatentRows
 from lcm_jax.data.manifest import Manifest, Row
 
+
+@runtime_checkable
 class Rows(Protocol):
     """What a loader draws from: rows by position, each with a name."""
 

@@ -42,8 +42,11 @@ def grid(
     return canvas
 
 
-def save(path: str | os.PathLike, image: Image.Image, settings: Mapping[str, Any]) -> Path:
+def save(
+    path: str | os.PathLike, image: Image.Image | UInt8[np.ndarray, "h w 3"], settings: Mapping[str, Any]
+) -> Path:
     """Writes a PNG with `settings` as JSON in its text metadata; it appears whole or not at all."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngImagePlugin.PngInfo()

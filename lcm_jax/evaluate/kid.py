@@ -26,11 +26,12 @@ def kid_resampled(
     """
     x, y = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     u, v = np.asarray(real_weights, np.float64), np.asarray(fake_weights, np.float64)
-    cross = np.einsum("rm,rm->r", u @ _kernel(x, y), v) / (u.sum(1) * v.sum(1))
+    cross = np.einsum("rm,rm->r", u @ kernel(x, y), v) / (u.sum(1) * v.sum(1))
     return _within(x, u) + _within(y, v) - 2 * cross
 
 
-def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The kernel of every pair of rows."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
@@ -38,6 +39,6 @@ def _within(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     pairs = weights.sum(1) ** 2 - np.square(weights).sum(1)
     if not (pairs > 0).all():
         raise ValueError("a kernel distance needs at least 2 different samples on each side: generate more")
-    k = _kernel(x, x)
+    k = kernel(x, x)
     np.fill_diagonal(k, 0.0)
     return np.einsum("rn,rn->r", weights @ k, weights) / pairs

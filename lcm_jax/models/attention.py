@@ -13,6 +13,9 @@ Tokens = Float[Array, "b n d"]
 def attend(q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Tokens:
     """Scaled dot-product attention; cuDNN's fused kernel where it applies, XLA elsewhere."""
     split = lambda x: x.reshape(*x.shape[:2], heads, -1)
+    if q.dtype == jnp.float64:  # jax's own takes its logits in float32 whatever comes in
+        logits = jnp.einsum("bnhd,bmhd->bhnm", split(q), split(k)) * (q.shape[-1] // heads) ** -0.5
+        return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), split(v)).reshape(q.shape)
     half, size = q.dtype in (jnp.bfloat16, jnp.float16), q.shape[-1] // heads
     fused = half and jax.default_backend() == "gpu" and size <= 128 and size % 8 == 0
     implementation = "cudnn" if fused else "xla"

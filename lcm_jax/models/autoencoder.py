@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lcm_jax.models.attention import attend
 from lcm_jax.models.functional import Net, functional
-from lcm_jax.models.layers import Downsample, GroupNorm, Image, ResnetBlock, Resized, Upsample, conv
+from lcm_jax.models.layers import Downsample, GroupNorm, Image, Resized, ResnetBlock, Upsample, conv
 
 
 @dataclass(frozen=True)

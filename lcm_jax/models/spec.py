@@ -11,6 +11,7 @@ from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.unet import UNetConfig
 
 FORMAT = 1
+PLAIN = {bool, int, float, str, types.NoneType}
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,18 @@ def build(cls: type, value: dict[str, Any], source: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, source: str) -> Any:
-    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hint) if union else (hint,)
     for choice in choices:
         if dataclasses.is_dataclass(choice) and isinstance(value, dict):
             return build(choice, value, source)
     if typing.get_origin(hint) is Literal and value not in choices_of(hint):
         raise ValueError(f"{source} is {value!r}; choose one of {', '.join(map(repr, choices_of(hint)))}")
+    if float in choices and type(value) is int:
+        return float(value)
+    if PLAIN.issuperset(choices) and type(value) not in choices:
+        wanted = " or ".join(choice.__name__ for choice in choices)
+        raise ValueError(f"{source} is {value!r}, not of type {wanted}")
     return tuple(value) if isinstance(value, list) else value
 
 

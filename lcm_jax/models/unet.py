@@ -4,7 +4,6 @@ Module paths equal the key names of diffusers' UNet2DConditionModel, so weights 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,13 @@ from lcm_jax.models.layers import (
     Downsample,
     GroupNorm,
     Image,
-    ResnetBlock,
     Resized,
+    ResnetBlock,
     TimeEmbedding,
     Upsample,
     conv,
     time_features,
 )
-
-Remat = Literal["none", "block"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class UNetConfig:
     added_time_width: int = 256  # SDXL: sinusoid width of each size id
     norm_groups: int = 32
     dtype: str = "float32"  # compute; parameters stay float32
-    remat: Remat = "none"
+    remat: str = "none"  # "block" recomputes each block in the backward pass
 
     def __post_init__(self) -> None:
         levels = len(self.channels)

@@ -5,11 +5,11 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lcm_jax.typing import Batch, Latent, Metrics
 
@@ -26,6 +26,7 @@ class Nets(NamedTuple):
     teacher: Callable[..., Any] | None = None
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A training method. `mu` is the target's decay, None when the target is the online network."""
 
@@ -48,7 +49,7 @@ def draw_latent(batch: Batch, key: PRNGKeyArray) -> Latent:
 def drop_context(
     context: Float[Array, "b l d"],
     uncond: Float[Array, "l d"],
-    drop: Float[Array, " b"] | Any,
+    drop: Bool[Array, " b"],
 ) -> Float[Array, "b l d"]:
     """Captions with the unconditional one put in the place of those marked in `drop` [b]."""
     return jnp.where(drop[:, None, None], uncond[None], context)
@@ -72,6 +73,9 @@ def get(name: str, **settings: Any) -> Objective:
     allowed = inspect.signature(build).parameters
     if unknown := sorted(set(settings) - set(allowed)):
         raise ValueError(f"objective {name!r} has no setting {', '.join(unknown)}; it takes: {', '.join(allowed)}")
+    needed = {name for name, setting in allowed.items() if setting.default is setting.empty}
+    if missing := sorted(needed - set(settings)):
+        raise ValueError(f"objective {name!r} needs {', '.join(missing)}; it takes: {', '.join(allowed)}")
     return build(**settings)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from lcm_jax.diffusion.distance import l2
 from lcm_jax.diffusion.path import VPTable, diffuse, output_of
 from lcm_jax.diffusion.weight import min_snr
 from lcm_jax.objectives.base import Nets, draw_latent, drop_context
@@ -35,7 +35,7 @@ class Diffusion:
         t = jax.random.randint(keys[2], (b,), 0, self.path.T)
         context = drop_context(batch["context"], batch["uncond"], jax.random.bernoulli(keys[3], self.drop, (b,)))
         output = nets.student(diffuse(self.path, z0, eps, t), t, context)
-        error = jnp.square(output - output_of(self.path, self.kind, z0, eps, t)).mean((1, 2, 3))
+        error = l2(output, output_of(self.path, self.kind, z0, eps, t))
         weigh = (lambda t: 1.0) if self.gamma is None else partial(min_snr, self.path, self.kind, gamma=self.gamma)
         losses = weigh(t=t) * error
         loss = losses.mean()

@@ -1,18 +1,19 @@
 """Builds the optimiser: the one door to optax's transformations."""
 
-from typing import Any, Literal
+from typing import Any
 
 import optax
 
-Name = Literal["adamw", "radam", "sgd", "adafactor"]
-Schedule = Literal["constant", "cosine", "linear"]
 SETTINGS = ("b1", "b2", "eps", "weight_decay", "clip")  # keywords of `optimizer`
 
 
 def learning_rate(
-    peak: float, steps: int, schedule: Schedule = "constant", warmup: int = 0, final: float = 0.0
+    peak: float, steps: int, schedule: str = "constant", warmup: int = 0, final: float = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then constant, or a cosine or line down to `final` * peak at `steps`."""
+    """Linear warm-up to `peak`, then constant, or a cosine or line down to `final` * peak at `steps`.
+
+    Raises ValueError for an unknown schedule, listing those there are.
+    """
     rest = max(steps - warmup, 1)
     shapes = {
         "constant": lambda: optax.constant_schedule(peak),
@@ -27,7 +28,7 @@ def learning_rate(
 
 
 def optimizer(
-    name: Name,
+    name: str,
     rate: Any,
     *,
     b1: float = 0.9,
@@ -38,15 +39,14 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """The named optimiser behind an optional clip of the global gradient norm.
 
-    RAdam's weight decay is of the coupled kind, added to the gradient before the moments, as the
-    consistency-training papers use it; AdamW's is decoupled.
+    The weight decay of RAdam and SGD is of the coupled kind, added to the (clipped) gradient before the
+    moments, as the consistency-training papers use it; AdamW's is decoupled.
+    Names: adamw, radam, sgd, adafactor; ValueError lists them.
     """
     makers = {
         "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay),
-        "radam": lambda: optax.chain(
-            optax.add_decayed_weights(weight_decay), optax.radam(rate, b1, b2, eps)
-        ),
-        "sgd": lambda: optax.sgd(rate),
+        "radam": lambda: optax.chain(optax.add_decayed_weights(weight_decay), optax.radam(rate, b1, b2, eps)),
+        "sgd": lambda: optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate)),
         "adafactor": lambda: optax.adafactor(rate, weight_decay_rate=weight_decay or None),
     }
     if name not in makers:

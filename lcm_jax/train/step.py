@@ -18,10 +18,13 @@ Step = Callable[[State, Any, Batch, PRNGKeyArray], tuple[State, Metrics]]
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, objective: Objective) -> State:
-    """The state before the first step: target and sampling EMA start as the parameters."""
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)
-    target = None if objective.mu is None else copy(params)
-    return State(jnp.zeros((), jnp.int32), params, target, copy(params), tx.init(params))
+    """The state before the first step: target and sampling EMA start as the parameters.
+
+    Each is a copy, so that donating the state leaves `params` (a teacher's, it may be) alive.
+    """
+    copy = lambda: jax.tree.map(jnp.copy, params)
+    target = None if objective.mu is None else copy()
+    return State(jnp.zeros((), jnp.int32), copy(), target, copy(), tx.init(params))
 
 
 def train_step(
@@ -37,10 +40,11 @@ def train_step(
 
     `frozen` holds what is read but not trained: {"teacher": params, "batch": entries added to every
     batch (scale, uncond)}. `key` is the run's root key; the step folds in state.step, so a resumed
-    run draws the same noise. `accumulate` splits the batch into that many gradient passes.
+    run draws the same noise. `accumulate` splits the batch into that many gradient passes; pass i takes
+    every accumulate-th sample from i on, so a batch sharded over devices stays spread over all of them.
     """
 
-    def loss(params: Params, target: Params, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
+    def loss(params: Params, target: Params | None, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
         nets = Nets(
             partial(apply, params),
             partial(apply, jax.lax.stop_gradient(params if target is None else target)),
@@ -48,10 +52,15 @@ def train_step(
         )
         return objective.loss(nets, {**batch, **frozen["batch"]}, key, step)
 
+    def split(x: jax.Array) -> jax.Array:
+        if len(x) % accumulate:
+            raise ValueError(f"a batch of {len(x)} does not split into accumulate = {accumulate} equal passes")
+        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
     def gradient(state: State, frozen: Any, batch: Batch, key: PRNGKeyArray):
         if accumulate == 1:
             return jax.grad(loss, has_aux=True)(state.params, state.target, frozen, batch, key, state.step)
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(split, batch)
 
         def add(total, part):
             i, micro = part
@@ -63,7 +72,7 @@ def train_step(
         zero = jax.tree.map(jnp.zeros_like, state.params)
         total, metrics = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
         # Scalars are averaged over the passes; per-sample diagnostics [b] are put together again.
-        join = lambda x: x.mean(0) if x.ndim == 1 else x.reshape(-1, *x.shape[2:])
+        join = lambda x: x.mean(0) if x.ndim == 1 else x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
         return jax.tree.map(lambda g: g / accumulate, total), jax.tree.map(join, metrics)
 
     def step(state: State, frozen: Any, batch: Batch, key: PRNGKeyArray) -> tuple[State, Metrics]:
@@ -82,7 +91,7 @@ def train_step(
 
 def average(old: Params, new: Params, decay: Any) -> Params:
     """decay * old + (1 - decay) * new, leaf by leaf, in the leaves' own precision."""
-    return jax.tree.map(lambda a, b: a + (1.0 - decay) * (b - a), old, new)
+    return jax.tree.map(lambda a, b: a + ((1.0 - decay) * (b - a)).astype(a.dtype), old, new)
 
 
 def norm(tree: Any) -> jax.Array:

@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from safetensors import SafetensorError
 
 from lcm_jax.weights.safetensors_file import read_tree, write_tree
 
 DESCRIPTION = "model.json"
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def write(
     folder: str | os.PathLike,
     description: Mapping[str, Any],
     trees: Mapping[str, Mapping[str, Any]],
-    dtype: str,
+    dtype: str = "float32",
 ) -> Path:
     """Writes `description` and every tree as NAME.safetensors in `dtype`; model.json comes last, so that a
     folder that has one is whole."""
@@ -26,7 +29,11 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     for name, tree in trees.items():
-        write_tree(folder / f"{name}.safetensors", cast(tree, dtype), {"format": "lcm_jax", "network": name})
+        path = folder / f"{name}.safetensors"
+        try:
+            write_tree(path, cast(tree, dtype), {"format": "lcm_jax", "network": name})
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written ({error}): make room on the disk, export again") from error
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return folder
 
@@ -37,31 +44,50 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {DESCRIPTION}: give a folder that launch.export wrote")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); export the model again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; export the model again")
+    return content
 
 
 def tree(folder: str | os.PathLike, name: str) -> dict[str, Any]:
     """One network's parameters as the nested dict of numpy arrays that was written."""
     path = Path(folder) / f"{name}.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} lacks {path.name}: the folder is incomplete, export it again")
+        raise FileNotFoundError(f"{folder} lacks {path.name}: give a whole folder as launch.export writes it")
     return read_tree(path)[0]
 
 
-def cast(node: Any, dtype: str) -> Any:
-    """The tree with its floating-point leaves in `dtype`."""
+def cast(node: Any, dtype: str, path: str = "") -> Any:
+    """The tree with its floating-point leaves in `dtype`; ValueError for an unknown one or a value too large."""
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     if isinstance(node, Mapping):
-        return {k: cast(v, dtype) for k, v in node.items()}
+        return {k: cast(v, dtype, f"{path}/{k}".lstrip("/")) for k, v in node.items()}
     array = np.asarray(node)
-    return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+    if not jax.dtypes.issubdtype(array.dtype, np.floating):  # knows bfloat16, which numpy does not
+        return array
+    with np.errstate(over="ignore"):  # reported below, with its name
+        small = array.astype(dtype)
+    if np.isfinite(array).all() and not np.isfinite(small).all():
+        raise ValueError(f"{path} reaches {np.abs(array).max():g}, too large for {dtype}: take bfloat16 or float32")
+    return small
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file that appears whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)

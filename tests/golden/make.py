@@ -1,4 +1,7 @@
-"""Writes the golden files of this folder: `PYTHONPATH=tests python tests/golden/make.py` (torch 2.13.0, diffusers 0.42.1)."""
+"""Writes the golden files of this folder, from torch 2.13.0 and diffusers 0.42.1.
+
+`PYTHONPATH=tests python tests/golden/make.py`
+"""
 
 import json
 from pathlib import Path

@@ -48,5 +48,6 @@ def shapes(net: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _filled(net: torch.nn.Module, dtype) -> torch.nn.Module:
     tensors = cases.fill(shapes(net))
+    net = net.to(dtype)  # before the values come in: a float32 module would round them
     net.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
-    return net.to(dtype).eval()
+    return net.eval()

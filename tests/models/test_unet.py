@@ -51,7 +51,7 @@ def test_stored_answers_of_diffusers(name):
 def test_stored_answers_in_double_precision(name):
     """Both sides take float32 sinusoids of the time; all else agrees to rounding."""
     with jax.enable_x64(True):
-        assert relative(run(name, "float64"), STORED[f"unet/{name}"]) < 1e-6
+        assert relative(run(name, "float64"), STORED[f"unet/{name}"]) < 5e-8
 
 
 @pytest.mark.parametrize("name", cases.UNETS)
@@ -120,8 +120,9 @@ def test_rematerialisation_changes_neither_loss_nor_gradients():
     (plain, grads), (again, regrads) = (
         jax.jit(jax.value_and_grad(loss_of(remat)))(params) for remat in ("none", "block")
     )
-    assert "remat" in str(jax.make_jaxpr(loss_of("block"))(params))
-    assert again == pytest.approx(plain, rel=1e-6)
+    marked = lambda remat: str(jax.make_jaxpr(loss_of(remat))(params)).count("prevent_cse")
+    assert marked("none") == 0 and marked("block") >= 6
+    assert float(again) == pytest.approx(float(plain), rel=1e-6)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(regrads), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6 + 1e-5 * np.abs(a).max())
 

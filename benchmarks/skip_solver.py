@@ -1,0 +1,78 @@
+"""Which skipping step k and which solver to distil with, at a small fixed budget (LCM Fig. 3).
+
+    python -m benchmarks.skip_solver --data data/emoji --teacher emoji-teacher --w 2 --out runs/skip_solver
+
+Every cell trains the same student for the same updates with n drawn as Algorithm 1 does (any t >= k) and is
+sampled at one time list. Resumable: finished cells are kept, an interrupted one goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks import results
+from configs import emoji_lcd
+from lcm_jax import build, evaluation, evaluation_set, feature_networks, run_folder
+from lcm_jax.evaluation_plan import Plan
+
+SKIPS = (1, 5, 20, 50)
+SOLVERS = ("ddim", "dpm_solver", "dpm_solver_pp")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/emoji")
+    parser.add_argument("--teacher", default="emoji-teacher")
+    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--w", type=float, default=2.0)
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--out", default="runs/skip_solver")
+    args = parser.parse_args()
+    cells = [cell(args, solver, skip) for skip in SKIPS for solver in SOLVERS]
+    path = results.save("skip_solver", {"protocol": vars(args), "cells": cells})
+    print(draw(cells, args, path.with_suffix(".png")))
+
+
+def cell(args: argparse.Namespace, solver: str, skip: int) -> dict:
+    """Trains and scores one combination."""
+    config = emoji_lcd.get_config()
+    config.steps = args.updates
+    config.data.update(folder=args.data, batch_size=args.batch_size)
+    config.model.teacher = args.teacher
+    config.objective.update(skip=skip, solver_name=solver, grid="any")
+    config.loop.update(checkpoint_steps=500, sample_steps=0)
+    where = Path(args.out) / f"{solver}_{skip}"
+    run_folder.train(build.run(config), where)
+    student = run_folder.pipeline(where)
+    found, uncond = evaluation_set.open_folder(args.data, None, {}, student.spec)
+    plan = Plan(steps=tuple(args.steps), w=(args.w,), seeds=(0, 1, 2), splits=("heldout",), limit=args.limit)
+    net = feature_networks.feature_network("mobilenetv2")
+    scored = evaluation.evaluate(student, None, found, uncond, net, plan, where / "evaluation")
+    entries = [e for e in scored["entries"] if e["who"] == "student"]
+    return {"solver": solver, "skip": skip, "scores": {e["steps"]: e["scores"] for e in entries}}
+
+
+def draw(cells: list[dict], args: argparse.Namespace, path: Path) -> Path:
+    """KID against k, one line a solver, one panel a step count."""
+    figure, axes = plt.subplots(1, len(args.steps), figsize=(4 * len(args.steps), 3.4), sharey=True, squeeze=False)
+    for axis, steps in zip(axes[0], args.steps, strict=True):
+        for solver in SOLVERS:
+            line = [c for c in cells if c["solver"] == solver]
+            axis.plot([c["skip"] for c in line], [c["scores"][steps]["kid"]["mean"] for c in line], "o-", label=solver)
+        axis.set(xscale="log", xlabel="skipping step k", title=f"{steps} steps")
+        axis.set_xticks(SKIPS, [str(k) for k in SKIPS])
+    axes[0][0].set_ylabel("KID-MobileNetV2, held-out")
+    axes[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Draws the grid that shows what distillation bought: teacher at 50, 2, 4 steps, student at 1, 2, 4, 8.
+
+    python -m launch.compare --checkpoint runs/lcd --teacher emoji-teacher --out grid.png [--prompt "a blue cat" ...]
+"""
+
+from absl import flags
+
+from launch import entry
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the student; or give --model.")
+MODEL = flags.DEFINE_string("model", None, "Exported folder of the student.")
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params", "target"], "Which weights of a run.")
+STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; the newest if left out.")
+TEACHER = flags.DEFINE_string("teacher", None, "Model the student was distilled from.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "A row; repeat it. Held-out captions and free text if left out.")
+READER = flags.DEFINE_string("reader", "twemoji", "Reader whose held-out captions are the first rows.")
+W = flags.DEFINE_float("w", None, "Guidance w of the student (others' scale - 1); the middle of its range if left out.")
+TEACHER_W = flags.DEFINE_float("teacher_w", None, "Guidance w of the teacher; the student's if left out.")
+SEED = flags.DEFINE_integer("seed", 0, "One start a row.")
+OUT = flags.DEFINE_string("out", None, "PNG to write.")
+flags.mark_flags_as_required(["teacher", "out"])
+flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
+
+
+def main() -> None:
+    from lcm_jax import comparison, run_folder
+
+    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
+    teacher = run_folder.pipeline(TEACHER.value)
+    prompts = PROMPT.value or comparison.default_prompts(READER.value)
+    print(comparison.compare(student, teacher, prompts, OUT.value, W.value, TEACHER_W.value, SEED.value))
+
+
+if __name__ == "__main__":
+    entry.run(main)

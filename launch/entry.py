@@ -1,0 +1,57 @@
+"""What every command shares: quiet libraries, one-line errors, flags checked before anything is imported."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+# Raised with a message for the user.
+WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls main(); what the user can mend is said in one line, LCM_JAX_TRACE=1 shows all."""
+    os.environ.setdefault("JAX_PLATFORMS", "" if accelerated() else "cpu")  # no search for absent accelerators
+    app.run(lambda argv: guarded(main), flags_parser=parse)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser with one-line errors; nothing may stand on the command line but flags."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError) as error:
+        stop(said(error))
+    if rest[1:]:
+        stop(f"unexpected argument {rest[1]!r}; every setting is a --flag")
+    return rest
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """main() with errors as one line."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        main()
+    except WRONG_INPUT as error:
+        if os.environ.get("LCM_JAX_TRACE"):
+            raise
+        stop(said(error))
+
+
+def said(error: BaseException) -> str:
+    """An exception's own words: without the quotes a KeyError puts around them, and of the innermost one."""
+    first = error.args[0] if len(error.args) == 1 else None
+    if isinstance(first, BaseException):
+        return said(first)
+    return first if isinstance(error, KeyError) and isinstance(first, str) else str(error)
+
+
+def stop(message: str) -> None:
+    """Leaves with the message on one line."""
+    sys.exit("error: " + " ".join(message.split()))
+
+
+def accelerated() -> bool:
+    """Whether an accelerator's driver is there to be looked for."""
+    return any(os.path.exists(p) for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio")) or "TPU_NAME" in os.environ

@@ -1,0 +1,87 @@
+"""Scores a model beside its teacher: scores.json, table.md and scores.png in --out.
+
+    python -m launch.evaluate --checkpoint runs/lcd --teacher emoji-teacher --data data/emoji --out runs/lcd/evaluation
+    python -m launch.evaluate --model emoji-teacher --data data/emoji --sweep_w 0,1,2,3,5 --out runs/sweep
+
+About half an hour on two cores for everything, two minutes with --quick. Run it again and it goes on where it stopped.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import entry
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the model to score; or give --model.")
+MODEL = flags.DEFINE_string("model", None, "Exported folder or shipped model to score.")
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params", "target"], "Which weights of a run.")
+STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; the newest if left out.")
+TEACHER = flags.DEFINE_string("teacher", None, "Model the student was distilled from, scored beside it.")
+DATA = flags.DEFINE_string("data", None, "Latent folder: captions, splits and contexts.")
+READER = flags.DEFINE_string("reader", None, "Reader of the real images; if left out, the one --data was encoded with.")
+FOLDER = flags.DEFINE_string("folder", None, "Where the real images are now, if not where they were encoded from.")
+FEATURES = flags.DEFINE_string("features", "mobilenetv2", "Feature network.")
+OUT = flags.DEFINE_string("out", None, "Folder of the results.")
+QUICK = flags.DEFINE_bool("quick", False, "Only what the promised ratios need, 160 held-out captions, one seed.")
+SWEEP = flags.DEFINE_list("sweep_w", None, "Only find the best of these w on training captions (teacher, or model).")
+LISTS = {
+    "steps": (int, flags.DEFINE_list("steps", None, "Steps of the student.")),
+    "w": (float, flags.DEFINE_list("w", None, "Guidance w of the student (others' scale - 1).")),
+    "seeds": (int, flags.DEFINE_list("seeds", None, "Seeds, averaged.")),
+    "samplers": (str, flags.DEFINE_list("samplers", None, "Samplers of the teacher; the first at every step count.")),
+    "teacher_steps": (int, flags.DEFINE_list("teacher_steps", None, "Steps of the teacher.")),
+    "teacher_w": (float, flags.DEFINE_list("teacher_w", None, "Guidance w of the teacher; by default --w's first.")),
+    "splits": (str, flags.DEFINE_list("splits", None, "heldout, train or both.")),
+}
+LIMIT = flags.DEFINE_integer("limit", None, "Images a split, at most.", lower_bound=1)
+RESAMPLES = flags.DEFINE_integer("resamples", None, "Resamples of the intervals.", lower_bound=2)
+# The intervals need thousands of small factorisations, which threads only slow down; read when numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+flags.mark_flags_as_required(["data", "out"])
+flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
+
+
+def main() -> None:
+    from benchmarks.machine import machine
+    from lcm_jax import evaluation, evaluation_plan, evaluation_set, feature_networks, guidance_sweep, run_folder
+
+    plan = evaluation_plan.with_flags(
+        evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(),
+        **{name: numbers(name, kind, flag.value) for name, (kind, flag) in LISTS.items() if flag.value},
+        limit=LIMIT.value,
+        resamples=RESAMPLES.value,
+    )
+    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
+    student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
+    moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
+    found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec)
+    net = feature_networks.feature_network(FEATURES.value)
+    out = Path(OUT.value)
+    if SWEEP.value is None:
+        evaluation.evaluate(student, teacher, found, uncond, net, plan, out, {"machine": machine()})
+        print((out / evaluation.TABLE).read_text() + f"written to {out}")
+        return
+    pipe = teacher or student
+    steps = max(plan.teacher_steps if pipe is teacher else plan.steps)
+    ws = numbers("sweep_w", float, SWEEP.value)
+    best, rows = guidance_sweep.sweep(pipe, found, uncond, net, ws, steps, plan.limit, plan.seeds[0], plan.resamples)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sweep.json").write_text(json.dumps({"best": best, "rows": rows, "machine": machine()}, indent=1))
+    (out / "sweep.md").write_text(guidance_sweep.markdown(rows))
+    print((out / "sweep.md").read_text() + f"best w {best:g}, guidance scale {best + 1:g}")
+
+
+def numbers(name: str, kind: Callable[[str], Any], values: list[str]) -> tuple[Any, ...]:
+    """The values of a list flag."""
+    try:
+        return tuple(kind(value) for value in values)
+    except ValueError:
+        return entry.stop(f"--{name} takes {kind.__name__} values with commas between, not {','.join(values)!r}")
+
+
+if __name__ == "__main__":
+    entry.run(main)

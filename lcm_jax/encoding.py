@@ -1,0 +1,75 @@
+"""Captioned images to a latent data set, with the encoders of a model."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lcm_jax import data
+from lcm_jax.captions import caption_encoder
+from lcm_jax.data import encode as latents
+from lcm_jax.data import manifest
+from lcm_jax.data.check import Problem
+from lcm_jax.data.check import check as find_problems
+from lcm_jax.data.check import report as report  # for launch, which sees no deeper
+from lcm_jax.data.manifest import Manifest
+from lcm_jax.data.shards import sha256
+from lcm_jax.models.autoencoder import autoencoder
+from lcm_jax.pipeline import load_params
+from lcm_jax.start import read_spec
+
+
+def encode(
+    model: str | Path,
+    reader: str,
+    options: Mapping[str, Any],
+    out: str | Path,
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    tokens: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Encodes what `reader` finds with the autoencoder and the caption encoder of a model folder into `out`.
+
+    `tokens` stores token ids beside the caption's states. Interrupted, it goes on where it stopped.
+    Raises ValueError or FileNotFoundError naming the file or the setting at fault.
+    """
+    if batch_size < 1 or shard_size < 1:
+        raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
+    where, spec = read_spec(model)
+    examples = data.reader(reader, **options)
+    params = load_params(where, "autoencoder", spec)
+    text = caption_encoder(spec.text)
+    apply = jax.jit(partial(autoencoder(spec.autoencoder).apply, method="encode"))
+    return latents.encode(
+        examples,
+        partial(apply, params),
+        text,
+        out,
+        spec.image_size,
+        batch_size,
+        shard_size,
+        identity={"autoencoder": sha256(where / "autoencoder.safetensors"), "text": text.identity},
+        dataset={"reader": reader, "options": dict(options), "attribution": data.attribution(reader)},
+        tokenize=text.tokens if tokens else None,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def check(
+    model: str | Path,
+    reader: str,
+    options: Mapping[str, Any],
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> list[Problem]:
+    """What is wrong with the pictures at the model's image size, and with the latents of `out` if there are any."""
+    size = read_spec(model)[1].image_size
+    problems = find_problems(data.reader(reader, **options), size, progress=progress)
+    if out is not None and (Path(out) / manifest.FILE).exists():
+        problems += find_problems(Path(out), progress=progress)
+    return problems

@@ -1,0 +1,134 @@
+"""Captions to generate from and the real images to hold the results against, at equal numbers."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from lcm_jax import data
+from lcm_jax.data import images as pixels
+from lcm_jax.data import manifest
+from lcm_jax.data.example import HELDOUT, TRAIN
+from lcm_jax.data.latent_rows import LatentRows
+from lcm_jax.evaluate.features import Images
+from lcm_jax.models.spec import ModelSpec
+
+SPLITS = (HELDOUT, TRAIN)
+
+
+@dataclass(frozen=True, eq=False)
+class Captioned:
+    """Real images with everything that is asked about them, row by row."""
+
+    keys: Sequence[str]
+    captions: Sequence[str]
+    groups: Sequence[str]
+    images: Images
+    context: Float[np.ndarray, "n l d"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, index: np.ndarray) -> "Captioned":
+        """The rows at `index`, in that order."""
+        keys, captions, groups = ([names[i] for i in index] for names in (self.keys, self.captions, self.groups))
+        return Captioned(keys, captions, groups, self.images[index], self.context[index])
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """One split, whole, with the row numbers of what is generated and of the floor; both of equal number."""
+
+    whole: Captioned
+    train: Captioned
+    chosen: np.ndarray  # rows of `whole` whose captions are generated
+    other: np.ndarray  # rows of `train` in other groups
+
+
+def open_folder(
+    folder: str | Path, reader: str | None, options: Mapping[str, Any], spec: ModelSpec, progress: bool = True
+) -> tuple[dict[str, Captioned], Float[np.ndarray, "l d"]]:
+    """`read` at a model's image size, and the context of the empty caption.
+
+    Without a `reader`, the one the folder says it was encoded with; `options` go before those it was encoded
+    with. Raises ValueError when the folder does not fit the model, or names no reader.
+    """
+    made = manifest.read(folder)
+    manifest.check_fits(made, spec.latent_shape, spec.unet.context_width)
+    reader = reader or made.dataset.get("reader")
+    if reader == made.dataset.get("reader"):
+        options = {**made.dataset.get("options", {}), **options}
+    if not reader:
+        raise ValueError(f"{folder} does not say which reader its images came from: give --reader")
+    return read(folder, reader, options, spec.image_size, progress), manifest.unconditional(folder)
+
+
+def read(
+    folder: str | Path, reader: str, options: Mapping[str, Any], image_size: int, progress: bool = True
+) -> dict[str, Captioned]:
+    """Split -> rows of a latent folder, in its order, with the reader's images at `image_size` pixels.
+
+    Raises ValueError when the reader lacks a key of the folder; unreadable images name their file.
+    """
+    rows = LatentRows([folder])
+    examples = {e.key: e for e in data.reader(reader, **options)}
+    if missing := [row.key for row in rows.names if row.key not in examples]:
+        raise ValueError(
+            f"reader {reader!r} lacks {len(missing)} of the images encoded in {folder}, first {missing[0]!r}: "
+            "give the reader and the options that the folder was encoded with"
+        )
+
+    def load(row: manifest.Row) -> np.ndarray:
+        return pixels.fit(examples[row.key].load(), image_size)
+
+    with ThreadPoolExecutor(4) as pool:
+        loaded = pool.map(load, rows.names)
+        images = np.stack(list(tqdm(loaded, "images", len(rows), unit="image", disable=not progress)))
+    context = rows.batch(np.arange(len(rows)))["context"]
+    names = rows.names
+    whole = Captioned([r.key for r in names], [r.caption for r in names], [r.group for r in names], images, context)
+    places = {split: np.array([i for i, r in enumerate(names) if r.split == split], int) for split in SPLITS}
+    return {split: whole.take(index) for split, index in places.items()}
+
+
+def choose(
+    found: Mapping[str, Captioned], splits: Sequence[str], limit: int | None = None
+) -> dict[str, EvaluationSet]:
+    """Equal numbers everywhere: all held-out images unless `limit` or the training set has fewer to offer.
+
+    Whole groups are drawn with a fixed seed, so two runs see the same images; training images to generate and
+    those of the floor share no group. Raises ValueError for an unknown or empty split or too few images.
+    """
+    for split in splits:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose {' or '.join(SPLITS)}")
+        if not len(found[split]):
+            raise ValueError(f"the data set has no rows in split {split!r}: leave it out of --splits")
+    train, heldout = found[TRAIN], found[HELDOUT]
+    order = shuffled(train.groups)
+    n = min(x for x in (limit, len(heldout) or None, len(train) // 2) if x is not None)
+    if n < 8:
+        raise ValueError(f"only {n} images to score; scores need at least 8: raise --limit or encode more images")
+    first = order[:n]
+    taken = {train.groups[i] for i in first}
+    other = np.array([i for i in order[n:] if train.groups[i] not in taken], int)[:n]
+    if len(other) < n:
+        raise ValueError(f"the training set has no {2 * n} images in different groups: lower --limit below {n}")
+    sets = {}
+    for split in splits:
+        whole = found[split]
+        chosen = first if split == TRAIN else np.sort(shuffled(whole.groups)[:n])
+        sets[split] = EvaluationSet(whole, train, chosen, other)
+    return sets
+
+
+def shuffled(groups: Sequence[str]) -> np.ndarray:
+    """Row numbers, groups in a random but fixed order, the rows of one next to each other."""
+    names = sorted(set(groups))
+    rank = dict(zip(names, np.random.default_rng(0).permutation(len(names)).tolist(), strict=True))
+    return np.array(sorted(range(len(groups)), key=lambda i: (rank[groups[i]], i)), int)

@@ -1,0 +1,237 @@
+"""Wrong input: one line that names the file or the key and the remedy, before anything compiles."""
+
+import copy
+import shutil
+
+import pytest
+import tiny
+
+from lcm_jax import build, encoding, run_folder
+from lcm_jax.export import flax_folder
+from lcm_jax.models import flax_file
+from lcm_jax.pipeline import Pipeline, model_folder
+from lcm_jax.weights import folder
+
+LCD = {"name": "lcd", "w_min": 0.0, "w_max": 4.0, "w_width": tiny.W_WIDTH}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiles(monkeypatch):
+    """A step that is jitted here is never called; calling it would fail."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a step ran before the error")
+
+    monkeypatch.setattr(build, "train_step", lambda *args, **kwargs: refuse)
+
+
+@pytest.fixture
+def good(data, first):
+    """A distillation that is right; tests spoil one thing."""
+    config = tiny.config(LCD, {"teacher": str(first.teacher), "w_width": tiny.W_WIDTH}, data.latents)
+    return copy.deepcopy(config)
+
+
+def fails(config, *parts, error=(ValueError, KeyError, FileNotFoundError)):
+    with pytest.raises(error) as raised:
+        build.run(config)
+    message = str(raised.value.args[0])
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_good_config_builds(good):
+    assert build.run(good).spec.guidance.w_max == 4.0
+
+
+SPOILED = [
+    ({"stepz": 1}, {}, "config has no key 'stepz'; did you mean 'steps'?"),
+    ({}, {"data": {"batchsize": 4}}, "config.data has no key 'batchsize'; did you mean 'batch_size'?"),
+    ({}, {"data": {"bach_size": 4}}, "config.data has no key 'bach_size'; did you mean 'batch_size'?"),
+    ({}, {"model": {"w_with": 4}}, "config.model has no key 'w_with'; did you mean 'w_width'?"),
+    ({}, {"model": {"unet": {"chanels": [1]}}}, "did you mean 'channels'?"),
+    ({}, {"model": {"unet": "emogi"}}, "unknown preset 'emogi'; choose one of emoji"),
+    ({}, {"model": {"kind": "epsilon"}}, "kind is 'epsilon'; choose one of 'eps', 'v', 'x0'"),
+    ({}, {"model": {"kind": "eps", "path": {"zero_terminal_snr": True}}}, "zero terminal SNR"),
+    ({}, {"model": {"path": {"T": "many"}}}, "T is 'many', not of type int"),
+    ({}, {"model": {"teacher": "emoji-techer"}}, "no model folder 'emoji-techer'"),
+    ({}, {"model": {"w_width": None}}, "config.model.w_width is None: objective 'lcd' needs a width"),
+    ({}, {"model": {"w_width": 16}}, "config.objective.w_width 8, config.model.w_width 16: make them equal"),
+    ({}, {"model": {"start": None, "teacher": None}}, "config.model.start is missing"),
+    ({"model": "tiny"}, {}, "config.model is 'tiny': give a dict of start, teacher"),
+    ({}, {"objective": {"name": "lcdd"}}, "unknown objective 'lcdd'"),
+    ({}, {"objective": {"solver_name": "dppm"}}, "dppm"),
+    ({}, {"objective": {"skp": 3}}, "objective 'lcd' has no setting skp"),
+    ({"objective": {"name": "lcf", "w_width": 8}}, {}, "has no use for config.model.teacher"),
+    ({"objective": {"name": "diffusion"}}, {}, "config.model.w_width is 8: objective 'diffusion' has none"),
+    ({"objective": {}}, {}, "config.objective lacks name"),
+    ({}, {"optimizer": {"name": "adam"}}, "unknown optimizer 'adam'"),
+    ({}, {"optimizer": {"learning_rate": 1}}, "config.optimizer has no key 'learning_rate'"),
+    ({}, {"optimizer": {"accumulate": 3}}, "config.optimizer.accumulate 3 does not divide batch size 8"),
+    ({}, {"average": {"ema": 1}}, "config.average has no key 'ema'"),
+    ({}, {"mesh": {"rules": "fsdpp"}}, "fsdpp"),
+    ({}, {"data": {"batch_size": 64}}, "batch size 64 is larger than the set of 21 examples"),
+    ({}, {"data": {"tag": "flag"}}, "the data set is empty"),
+]
+
+
+@pytest.mark.parametrize("sections, keys, message", [pytest.param(*case, id=case[2][:40]) for case in SPOILED])
+def test_a_wrong_config_is_named(good, sections, keys, message):
+    good |= sections
+    for section, changes in keys.items():
+        good[section] |= changes
+    if "has none" in message or "no use" in message:
+        good["objective"] = sections["objective"]
+    if "has none" in message:
+        good["model"] = {"start": good["model"]["teacher"], "w_width": 8}
+    fails(good, message)
+
+
+def test_a_missing_section_is_named(good):
+    del good["mesh"], good["loop"]
+    fails(good, "config lacks mesh, loop")
+
+
+def test_distilling_needs_a_diffusion_teacher_that_matches(good, first, data, tmp_path):
+    fails({**good, "model": {"start": str(first.student)}}, "set config.model.teacher to a model folder")
+    fails({**good, "model": {"teacher": str(first.student)}}, "is a consistency model")
+    other = tiny.model_folder(tmp_path / "eps", tiny.spec("diffusion", image_size=32))
+    fails({**good, "model": {**good["model"], "start": str(other)}}, "latent_shape (2, 2, 4)", "make them equal")
+
+
+@pytest.mark.parametrize("wrong", ["width", "size", "channels", "captions"])
+def test_latents_that_do_not_fit_the_model_are_named(good, tmp_path, wrong, data, monkeypatch):
+    import dataclasses
+
+    from lcm_jax import captions
+
+    spec = tiny.spec("diffusion")
+    if wrong == "width":
+        spec = dataclasses.replace(spec, unet=dataclasses.replace(spec.unet, context_width=8))
+    if wrong == "size":
+        spec = dataclasses.replace(spec, image_size=32)
+    if wrong == "channels":
+        spec = dataclasses.replace(spec, autoencoder=dataclasses.replace(spec.autoencoder, latent_channels=8))
+        spec = dataclasses.replace(spec, unet=dataclasses.replace(spec.unet, latent_channels=8))
+    if wrong == "captions":
+        monkeypatch.setitem(captions.ENCODERS, "minilm", captions.MiniLM)
+    good["model"]["teacher"] = str(tiny.model_folder(tmp_path / "model", spec))
+    messages = {
+        "width": "text context is 16 wide, the model takes 8",
+        "size": "latents are 2x2x4, the model takes 4x4x4",
+        "channels": "latents have 4 channels, the model takes 8",
+        "captions": "captions were encoded with {'name': 'fake'",
+    }
+    fails(good, messages[wrong])
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_shard_is_named(good, data, tmp_path, damage):
+    shutil.copytree(data.latents, tmp_path / "latents")
+    shard = sorted((tmp_path / "latents").glob("train*.array_record"))[1]
+    shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-100])
+    good["data"]["folder"] = str(tmp_path / "latents")
+    fails(good, shard.name, damage, "restore it or encode again")
+    problems = encoding.check(
+        data.autoencoder, "image_folder", {"folder": str(data.pictures)}, tmp_path / "latents", False
+    )
+    assert len(problems) == 1 and shard.name in str(problems[0])
+
+
+def test_a_folder_without_latents_is_named(good, tmp_path):
+    good["data"]["folder"] = str(tmp_path / "nowhere")
+    fails(good, "nowhere does not exist; make it with launch.encode", error=FileNotFoundError)
+
+
+def test_a_corrupt_picture_and_a_missing_caption_are_listed(data, tmp_path):
+    shutil.copytree(data.pictures, tmp_path / "pictures")
+    (tmp_path / "pictures" / "03.png").write_bytes(b"\x89PNG no more")
+    shutil.copy(data.pictures / "01.png", tmp_path / "pictures" / "new.png")
+    options = {"folder": str(tmp_path / "pictures")}
+    listed = encoding.report(
+        encoding.check(data.autoencoder, "image_folder", options, progress=False)
+    ).splitlines()
+    assert len(listed) == 3 and listed[-1] == "2 problems"
+    assert listed[0].startswith("03.png: image") and "replace or remove it" in listed[0]
+    assert listed[1].startswith("new.png: no caption")
+    with pytest.raises(ValueError, match="new.png"):
+        encoding.encode(data.autoencoder, "image_folder", options, tmp_path / "out", progress=False)
+
+
+def test_wrong_encode_settings_are_named(data, tmp_path):
+    with pytest.raises(KeyError, match="unknown data reader 'twemojis'"):
+        encoding.encode(data.autoencoder, "twemojis", {}, tmp_path)
+    with pytest.raises(ValueError, match="batch_size 0"):
+        encoding.encode(data.autoencoder, "image_folder", {"folder": str(data.pictures)}, tmp_path, batch_size=0)
+    with pytest.raises(FileNotFoundError, match="no model folder 'emoji'; give a path, or one of"):
+        encoding.encode("emoji", "image_folder", {}, tmp_path)
+
+
+def test_weights_of_another_network_are_named(first, tmp_path):
+    where = tmp_path / "model"
+    shutil.copytree(first.student, where)
+    description = folder.describe(where)
+    folder.write_text(where / "model.json", "{")
+    with pytest.raises(ValueError, match="model.json is not valid JSON"):
+        Pipeline.load(where)
+    description["unet"]["channels"] = [32]
+    folder.write(where, description, {}, "float32")
+    with pytest.raises(ValueError, match=r"unet.safetensors: .* is \(.*\), the network wants"):
+        Pipeline.load(where)
+    (where / "unet.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks unet.safetensors: give a whole folder"):
+        Pipeline.load(where)
+    (where / "model.json").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no model.json: give a folder that launch.export wrote"):
+        Pipeline.load(where)
+
+
+def test_a_folder_that_is_no_run_is_named(first, tmp_path):
+    with pytest.raises(FileNotFoundError, match="student holds no run: give a --run folder of launch.train"):
+        run_folder.load(first.student)
+    shutil.copytree(first.student, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(RuntimeError, match=r"no checkpoint in .*; it has \[\]"):
+        run_folder.load(tmp_path / "run")
+
+
+def test_an_export_replaces_nothing_but_an_export(tmp_path, monkeypatch):
+    spec = tiny.spec()
+    weights = tiny.weights(spec)
+    write = lambda out, **kw: flax_folder.write(out, spec.to_json(), weights, flax_file.to_bytes, **kw)  # noqa: E731
+    out = write(tmp_path / "model")
+    with pytest.raises(FileExistsError, match="give --overwrite"):
+        write(out)
+    write(out, dtype="float16", overwrite=True)
+    assert folder.tree(out, "unet")["conv_in"]["kernel"].dtype == "float16"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years")
+    with pytest.raises(FileExistsError, match="is no exported model: choose another --out"):
+        write(mine, overwrite=True)
+    assert (mine / "thesis.tex").read_text() == "years"
+    with pytest.raises(ValueError, match="unknown dtype 'int8'"):
+        write(tmp_path / "other", dtype="int8")
+
+    def full(tree):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        flax_folder.write(out, spec.to_json(), weights, full, overwrite=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(OSError, match="disk full: the export takes .* MB .* make room or export elsewhere"):
+        write(tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "model"]
+    assert (out / "model.json").exists()
+
+
+def test_shipped_models_are_listed(tmp_path, monkeypatch):
+    from lcm_jax import pipeline
+
+    (tmp_path / "emoji-teacher").mkdir()
+    (tmp_path / "emoji-teacher" / "model.json").write_text("{}")
+    monkeypatch.setattr(pipeline, "ASSETS", tmp_path)
+    assert model_folder("emoji-teacher") == tmp_path / "emoji-teacher"
+    with pytest.raises(FileNotFoundError, match="no model folder 'emoji'; give a path, or one of: emoji-teacher"):
+        model_folder("emoji")

@@ -1,0 +1,49 @@
+"""The commands' own words; what they call is tested beside."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("launch.sample", "--model=m", "--prompt=a", "--w=1", "--guidance=2"), "--w and --guidance exclude each"),
+        (("launch.sample", "--prompt=a"), "give either --checkpoint RUN or --model FOLDER"),
+        (("launch.sample", "--model=m", "--checkpoint=c", "--prompt=a"), "give either --checkpoint RUN"),
+        (("launch.sample", "--model=m"), "nothing to draw: give --prompt or a --prompts file"),
+        (("launch.sample", "--model=m", "--step=3", "--prompt=a"), "--step and --weights choose among"),
+        (("launch.sample", "--model=m", "--promt=a"), "promt"),
+        (("launch.encode", "--model=m", "--out=o"), "give --reader NAME, or --folder PICTURES"),
+        (("launch.encode", "--folder=f"), "give --out, the folder of the latent data set"),
+        (("launch.encode", "--folder=f", "--out=o", "--options=tag"), "--options takes KEY=VALUE, not 'tag'"),
+        (("launch.export", "--out=o"), "checkpoint"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["encode", "sample", "export", "train"])
+def test_help_shows_how_it_is_called(name):
+    done = command(f"launch.{name}", "--help")
+    assert f"python -m launch.{name}" in done.stdout
+
+
+def test_options_are_read_as_json_where_they_are_json():
+    # In a process of its own: two commands imported into one would both define --model.
+    code = "from launch.encode import setting; print(*map(setting, ['heldout=0.2', 'tag=flag', 'name=a=b']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "('heldout', 0.2) ('tag', 'flag') ('name', 'a=b')", done.stderr

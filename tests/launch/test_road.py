@@ -1,0 +1,157 @@
+"""From pictures to exported weights and back, with every part in its place."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from lcm_jax import build, drawing, encoding, run_folder
+from lcm_jax.data import manifest
+from lcm_jax.evaluate import grid
+from lcm_jax.models import flax_file
+from lcm_jax.pipeline import Pipeline
+from lcm_jax.weights import folder
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_latents_know_their_encoders_and_size(data):
+    made = data.manifest
+    assert made.latent_shape == (2, 2, 4) and made.image_size == tiny.SIZE and sum(made.counts.values()) == 24
+    assert made.encoders["text"]["name"] == "fake" and len(made.encoders["autoencoder"]) == 64
+    assert data.encode() == made  # again: nothing to do
+    assert not encoding.check(data.autoencoder, "image_folder", {"folder": str(data.pictures)}, data.latents, False)
+
+
+def test_token_ids_can_be_stored_beside_the_states(data, tmp_path):
+    options = {"folder": str(data.pictures)}
+    made = encoding.encode(data.autoencoder, "image_folder", options, tmp_path, tokens=True, progress=False)
+    assert made.tokens_length == 20 and made.context_shape == (20, tiny.WIDTH)
+    assert manifest.unconditional(tmp_path, "tokens").tolist() == [0] * 20
+
+
+def test_training_moves_the_weights_and_the_student_starts_as_its_teacher(road, first):
+    assert int(road.teacher.state.step) == int(road.lcd.state.step) == 3
+    before = folder.tree(first.teacher, "unet")["conv_in"]["kernel"]
+    after = np.asarray(road.teacher.state.params["conv_in"]["kernel"])
+    assert 0 < np.abs(after - before).max() < 0.1
+    distance = np.abs(np.asarray(road.lcd.state.params["conv_in"]["kernel"]) - after).max()
+    assert 0 < distance < 0.1
+    assert road.lcd.state.target is not None and road.teacher.state.target is None
+
+
+@pytest.mark.parametrize("name, role", [("teacher", "diffusion"), ("lcd", "consistency"), ("lcf", "consistency")])
+def test_an_export_holds_the_ema_bit_for_bit_in_both_formats(road, name, role):
+    made = getattr(road, name)
+    pipe = Pipeline.load(made.exported)
+    assert pipe.spec.role == role
+    assert_same(pipe.params["unet"], made.state.ema)
+    assert_same(flax_file.read(made.exported / "unet.msgpack"), jax.device_get(made.state.ema))
+    assert_same(
+        flax_file.read(made.exported / "autoencoder.msgpack"), folder.tree(made.exported, "autoencoder")
+    )
+    record = pipe.spec.about["training"]
+    assert record["step"] == int(made.state.step) and record["config"] == json.loads(json.dumps(made.config))
+    card = (made.exported / "README.md").read_text()
+    assert "Pipeline.load" in card and "python -m launch.sample --model" in card
+    assert ("[0, 4], as cond + w (cond - uncond)" in card) == (role == "consistency")
+
+
+def test_a_run_and_its_export_draw_the_same_and_files_remember_how(road, tmp_path):
+    path, made = drawing.draw(
+        run_folder.pipeline(road.lcd.run), ["a red disc", "a blue bar"], tmp_path / "run", n=2, progress=False
+    )
+    drawing.draw(
+        Pipeline.load(road.lcd.exported), ["a red disc", "a blue bar"], tmp_path / "export", n=2, progress=False
+    )
+    names = sorted(p.name for p in (tmp_path / "run").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "export").iterdir()) and len(names) == 5
+    for name in names:
+        with Image.open(tmp_path / "run" / name) as a, Image.open(tmp_path / "export" / name) as b:
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    stored = grid.settings(tmp_path / "run" / "001-a-blue-bar-lcm4-w2-seed0-01.png")
+    assert stored["prompt"] == "a blue bar" and stored["number"] == 1 and stored["steps"] == 4
+    assert (stored["w"], stored["guidance"], stored["seed"], stored["sampler"]) == (2.0, 3.0, 0, "lcm")
+    assert stored["step"] == 3 and stored["weights"] == "ema" and stored["model"] == str(road.lcd.run)
+    assert {"lcm_jax", "jax"} <= stored["versions"].keys() and stored["evaluations"] == 4
+    assert grid.settings(path)["prompts"] == ["a red disc", "a blue bar"] and made["w"] == 2.0
+
+
+def test_weights_and_steps_of_a_run_can_be_chosen(road):
+    _, params, step = run_folder.load(road.lcd.run, weights="params")
+    assert step == 3
+    assert_same(params["unet"], road.lcd.state.params)
+    assert_same(run_folder.load(road.lcd.run, weights="target")[1]["unet"], road.lcd.state.target)
+    assert run_folder.load(road.lcd.run, step=2)[2] == 2
+    with pytest.raises(RuntimeError, match="holds no 'target'"):
+        run_folder.load(road.teacher.run, weights="target")
+    with pytest.raises(RuntimeError, match=r"no checkpoint of step 99 in .*it has \[2, 3\]"):
+        run_folder.load(road.lcd.run, step=99)
+    with pytest.raises(ValueError, match="unknown weights 'best'; choose one of ema, params, target"):
+        run_folder.load(road.lcd.run, weights="best")
+
+
+def test_samples_during_training_are_kept_with_their_settings(road):
+    (path,) = (road.lcd.run / "samples").iterdir()
+    stored = grid.settings(path)
+    assert stored["step"] == 3 and stored["guidance"] == stored["w"] + 1 == 3.0 and len(stored["prompts"]) == 16
+
+
+def test_an_autoencoder_trains_shows_reconstructions_and_encodes(data, tmp_path):
+    config = tiny.config({"name": "autoencoder", "shift": 1}, "tiny", data.latents, steps=1)
+    config["data"] = {
+        "reader_name": "image_folder",
+        "options": {"folder": str(data.pictures)},
+        "image_size": tiny.SIZE,
+        "batch_size": 8,
+    }
+    config["loop"]["sample_steps"] = 1
+    run_folder.train(build.run(config), tmp_path / "run", progress=False)
+    assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["step_0000001.png"]
+    out = run_folder.export(tmp_path / "run", tmp_path / "out", dtype="bfloat16")
+    assert sorted(folder.describe(out)) and folder.describe(out)["role"] == "autoencoder"
+    made = encoding.encode(
+        out, "image_folder", {"folder": str(data.pictures)}, tmp_path / "latents", progress=False
+    )
+    assert made.latent_shape == (2, 2, 4)
+    with pytest.raises(ValueError, match="an autoencoder only"):
+        Pipeline.load(out)
+    with pytest.raises(ValueError, match="holds an autoencoder only: name a preset in config.model.unet"):
+        build.run(tiny.config({"name": "diffusion"}, {"start": str(out)}, data.latents))
+
+
+def test_a_run_goes_on_and_refuses_another_config(road, data):
+    config = {**road.teacher.config, "steps": 3}
+    again = run_folder.train(build.run(config), road.teacher.run, progress=False)
+    assert_same(again.params, road.teacher.state.params)
+    changed = {**config, "optimizer": {"name": "sgd", "rate": 0.1}, "seed": 1}
+    with pytest.raises(ValueError, match="whose config differs in seed, optimizer: choose another --run"):
+        run_folder.train(build.run(changed), road.teacher.run, progress=False)
+
+
+def test_a_half_written_checkpoint_is_passed_over(road, tmp_path, caplog):
+    import shutil
+
+    broken = tmp_path / "run"
+    shutil.copytree(road.lcd.run, broken)
+    for path in (broken / "checkpoints" / "3").rglob("*"):
+        if path.is_file() and path.name != "_CHECKPOINT_METADATA":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        _, _, step = run_folder.load(broken)
+    assert step == 2 and "cannot be read" in caplog.text and "trying the one before" in caplog.text
+
+
+def test_attribution_of_the_pictures_reaches_the_card(data):
+    spec = build.owing(build.owing(tiny.spec(), "Twemoji, CC-BY 4.0"), "Twemoji, CC-BY 4.0")
+    assert spec.about["attribution"] == ["Twemoji, CC-BY 4.0"]
+    from lcm_jax.export.model_card import model_card
+
+    card = model_card(data.root / "x", spec.to_json(), tiny.weights(spec), "float16")
+    assert "- Trained on Twemoji, CC-BY 4.0" in card and "| weights | float16" in card

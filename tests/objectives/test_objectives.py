@@ -1,0 +1,95 @@
+"""What every objective in the folder must do; a new file is tested by being there."""
+
+import inspect
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import KEY, STEP, batch, nets, weights
+
+from lcm_jax.diffusion.path import vp_path
+from lcm_jax.objectives.base import Uniform, draw_latent, drop_context, get, names
+
+NEEDED = {"path": vp_path(), "kind": "v"}
+
+
+def built(name):
+    settings = inspect.signature(import_module(f"lcm_jax.objectives.{name}").build).parameters
+    return get(name, **{k: v for k, v in NEEDED.items() if k in settings})
+
+
+def loss_of(objective, batch):
+    def loss(student, target, teacher, key):
+        return objective.loss(nets(student, target, teacher if objective.needs_teacher else None), batch, key, STEP)
+
+    return loss
+
+
+def test_the_folder_is_the_list():
+    assert {"diffusion", "lcd", "lcf", "autoencoder"} <= set(names())
+    assert not {"base", "consistency"} & set(names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_loss_and_gradient(name):
+    """Finite, moved by the student alone, the same for the same key and another for another."""
+    objective = built(name)
+    loss = jax.jit(jax.value_and_grad(loss_of(objective, batch()), argnums=(0, 1, 2), has_aux=True))
+    (value, metrics), (student, target, teacher) = loss(weights(0), weights(1), weights(2), KEY)
+    assert value.shape == () and jnp.isfinite(value) and value > 0
+    assert metrics["loss/mean"] == value
+    assert all(k.split("/")[0] == "sample" or v.shape == () for k, v in metrics.items())
+    assert all(v.shape == (6,) for k, v in metrics.items() if k.startswith("sample/"))
+    assert jnp.isfinite(student).all() and jnp.abs(student).max() > 0
+    assert not target.any() and not teacher.any()
+    assert loss(weights(0), weights(1), weights(2), KEY)[0][0] == value
+    assert loss(weights(0), weights(1), weights(2), jax.random.key(6))[0][0] != value
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_it_declares(name):
+    objective = built(name)
+    assert objective.mu is None or 0 <= objective.mu < 1
+    assert isinstance(objective.needs_teacher, bool)
+    assert hash(type(objective)) and objective.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n != "autoencoder"])
+def test_half_precision_latents_give_finite_gradients(name):
+    data = batch(dtype=jnp.bfloat16)
+    grad = jax.grad(lambda p: loss_of(built(name), data)(p, p, p, KEY)[0])(weights(0, jnp.bfloat16))
+    assert jnp.isfinite(grad.astype(jnp.float32)).all() and grad.any()
+
+
+def test_unknown_names_and_settings_are_met_with_the_choice():
+    with pytest.raises(ValueError, match="unknown objective 'ldc'; there are: .*diffusion.*lcd"):
+        get("ldc")
+    with pytest.raises(ValueError, match="'lcd' has no setting skipp; it takes: path, kind, skip"):
+        get("lcd", skipp=3, **NEEDED)
+    with pytest.raises(ValueError, match="'lcd' needs kind; it takes: path, kind, skip"):
+        get("lcd", path=vp_path())
+    with pytest.raises(ValueError, match="unknown grid 'all'; choose any .* or fixed"):
+        get("lcd", grid="all", **NEEDED)
+    with pytest.raises(ValueError, match="unknown solver 'rk4'; choose one of ddim"):
+        get("lcd", solver_name="rk4", **NEEDED)
+    with pytest.raises(ValueError, match="unknown distance 'l3'; choose one of l2"):
+        get("lcf", distance_name="l3", **NEEDED)
+    with pytest.raises(ValueError, match=r"from low to high, got \[5, 2\]"):
+        get("lcd", w_min=5, w_max=2, **NEEDED)
+    with pytest.raises(ValueError, match="zero terminal SNR"):
+        get("diffusion", path=vp_path(zero_terminal_snr=True), kind="eps")
+    assert Uniform(2.0, 2.0).low == 2.0
+
+
+def test_a_latent_is_drawn_from_its_posterior_and_scaled():
+    data = {"mean": jnp.full((2000, 3), 2.0), "std": jnp.full((2000, 3), 0.5), "scale": 0.1}
+    z = draw_latent(data, KEY)
+    np.testing.assert_allclose((z.mean(), z.std()), (0.2, 0.05), rtol=0.03)
+
+
+def test_dropped_captions_become_the_empty_one():
+    context, uncond = jnp.ones((3, 2, 4)), jnp.full((2, 4), 7.0)
+    out = drop_context(context, uncond, jnp.array([False, True, False]))
+    np.testing.assert_array_equal(out[:, 0, 0], [1, 7, 1])

@@ -1,0 +1,126 @@
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lcm_jax import captions, pipeline
+from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def captions_without_download():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(captions.ENCODERS, "minilm", tiny.FakeCaptions)
+        yield
+
+
+@pytest.fixture(scope="module")
+def student():
+    spec = tiny.spec()
+    return Pipeline(spec, tiny.weights(spec))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    spec = tiny.spec("diffusion")
+    return Pipeline(spec, tiny.weights(spec))
+
+
+def close(a, b):
+    """Equal but for a rounding: programs of different batch sizes sum in different orders."""
+    assert a.shape == b.shape
+    assert np.abs(a.astype(int) - b).max() <= 1
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_a_picture_depends_on_its_own_prompt_and_seed_alone(which, request):
+    pipe = request.getfixturevalue(which)
+    alone = pipe("a red disc", steps=2, n=1)
+    among = pipe(["a blue bar", "a red disc"], steps=2, n=3)
+    assert among.shape == (6, tiny.SIZE, tiny.SIZE, 3) and among.dtype == np.uint8
+    close(alone[0], among[3])
+    flat = among.reshape(6, -1).astype(int)
+    assert all(np.abs(flat[i] - flat[j]).max() > 1 for i in range(6) for j in range(i))
+    assert np.abs(pipe("a red disc", steps=2, seed=1).astype(int) - alone).max() > 1
+
+
+def test_many_pictures_come_in_batches_of_one_shape(student, monkeypatch):
+    monkeypatch.setattr(pipeline, "BATCH", 4)
+    sizes = []
+    draw = student.sampler("lcm", 1)
+
+    def spy(params, context, uncond, w, keys):
+        sizes.append(len(context))
+        return draw(params, context, uncond, w, keys)
+
+    monkeypatch.setitem(student._compiled, ("lcm", 1), spy)
+    images = student("a red disc", steps=1, n=10)
+    assert sizes == [4, 4, 4] and len(images) == 10
+    close(images[9], student("a red disc", steps=1, n=16)[9])
+
+
+def test_w_and_context_matter_and_one_key_is_split(student):
+    draw = student.sampler("lcm", 2)
+    context = jnp.asarray(student.encode(["a", "b"]))
+    key = jax.random.key(3)
+    one = lambda w, context, key: np.asarray(draw(student.params, context, student.uncond, w, key)).astype(int)  # noqa: E731
+    base = one(jnp.zeros(2), context, key)
+    np.testing.assert_array_equal(base, one(jnp.zeros(2), context, jax.random.split(key, 2)))
+    assert np.abs(base - one(jnp.full(2, 4.0), context, key)).max() > 1
+    assert np.abs(base - one(jnp.zeros(2), context[::-1], key)).max() > 1
+
+
+def test_defaults_follow_the_model(student, teacher):
+    assert (student.default_sampler, student.default_steps, student.default_w) == ("lcm", 4, 2.0)
+    assert (teacher.default_sampler, teacher.default_steps, teacher.default_w) == ("ddim", 50, 2.0)
+    assert student.nfe("lcm", 4) == 4 and teacher.nfe("ddim", 4) == 8 and teacher.nfe("heun", 4) == 14
+
+
+def test_keys_are_decided_by_seed_prompt_and_number():
+    keys = jax.random.key_data(image_keys(["a", "b"], 3, 0))
+    np.testing.assert_array_equal(keys[3:5], jax.random.key_data(image_keys(["b"], 2, 0)))
+    assert len({tuple(k) for k in keys.tolist()}) == 6
+
+
+def test_w_outside_the_trained_range_warns(student, teacher):
+    with pytest.warns(UserWarning, match=r"w = 9 is outside the trained range \[0, 4\]"):
+        student.check_guidance(9.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student.check_guidance(4.0)
+        teacher.check_guidance(9.0)
+    with pytest.raises(ValueError, match="w must be a finite number"):
+        teacher.check_guidance(float("nan"))
+
+
+def test_what_cannot_be_drawn_is_refused_before_any_compile(student, teacher):
+    for pipe, name, message in (
+        (student, "ddim", "a consistency model is not sampled with 'ddim'; choose lcm"),
+        (teacher, "lcm", "a diffusion model is not sampled with 'lcm'; choose ddim, dpmpp_2m"),
+        (teacher, "ddmi", "not sampled with 'ddmi'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.sampler(name, 4)
+    with pytest.raises(ValueError, match="LCM sampling takes 1 to 50 steps, got 0"):
+        student.sampler("lcm", 0)
+    with pytest.raises(ValueError, match="allows 1 to 500 steps, got 501"):
+        teacher.sampler("ddim", 501)
+    with pytest.raises(ValueError, match="nothing to draw: 0 prompts"):
+        student([])
+    with pytest.raises(ValueError, match="0 images of each"):
+        student("a", n=0)
+
+
+def test_pixels_are_rounded_and_clipped():
+    image = jnp.array([-2.0, -1.0, 0.0, 1.0, 3.0])[None, None, :, None] * jnp.ones((1, 1, 5, 3))
+    assert to_pixels(image)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_three_lines_load_a_folder(tmp_path, student):
+    where = tiny.model_folder(tmp_path / "model", student.spec)
+    pipe = Pipeline.load(where)
+    jax.tree.map(np.testing.assert_array_equal, pipe.params, student.params)
+    assert pipe.spec == student.spec and pipe.origin == {"model": str(where)}

@@ -1,0 +1,98 @@
+"""Models, pictures and configs small enough to train within a test; captions need no download."""
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from lcm_jax.models import presets
+from lcm_jax.models.autoencoder import autoencoder
+from lcm_jax.models.spec import GuidanceSpec, ModelSpec
+from lcm_jax.models.unet import unet
+from lcm_jax.weights import folder
+
+SIZE = 16  # pixels: 2 x 2 x 4 latents
+WIDTH = 16  # of a token's state
+W_WIDTH = 8
+COLOURS = ("red", "green", "blue", "white")
+SHAPES = ("disc", "bar", "dot", "ring", "cross", "wave")
+UNET = dataclasses.replace(
+    presets.UNETS["tiny"], channels=(16,), attention=(True,), depth=(1,), heads=(2,), norm_groups=8
+)
+
+
+class FakeCaptions:
+    """A caption encoder: random states drawn from the caption's hash; the empty caption is zero."""
+
+    def __init__(self, length: int):
+        self.length, self.width = length, WIDTH
+        self.identity = {"name": "fake", "length": length}
+
+    def __call__(self, captions) -> np.ndarray:
+        draw = lambda text: np.random.default_rng(zlib.crc32(text.encode())).normal(size=(self.length, WIDTH))  # noqa: E731
+        return np.stack([draw(c) if c else np.zeros((self.length, WIDTH)) for c in captions]).astype(np.float32)
+
+    def tokens(self, captions) -> np.ndarray:
+        return np.array([[len(c)] * self.length for c in captions], np.int32)
+
+
+def spec(role: str = "consistency", **changes) -> ModelSpec:
+    """A tiny model's description."""
+    settings = {"role": role, "kind": "v", "image_size": SIZE, "autoencoder": presets.AUTOENCODERS["tiny"]}
+    settings["unet"] = None if role == "autoencoder" else UNET
+    if role == "consistency":
+        settings |= {"unet": dataclasses.replace(UNET, w_width=W_WIDTH), "guidance": GuidanceSpec(0.0, 4.0)}
+    return ModelSpec(**{**settings, **changes})
+
+
+def weights(of: ModelSpec, seed: int = 0) -> dict:
+    """Random weights for it; what starts at zero is drawn too, so that every input matters."""
+    nets = {"autoencoder": autoencoder(of.autoencoder)}
+    if of.unet is not None:
+        nets["unet"] = unet(of.unet)
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+        return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(leaf.dtype)
+
+    return {name: jax.tree.map(draw, net.abstract()) for name, net in nets.items()}
+
+
+def model_folder(where: Path, of: ModelSpec | None = None, seed: int = 0) -> Path:
+    """A model folder on disk."""
+    of = of or spec()
+    return folder.write(where, of.to_json(), weights(of, seed), "float32")
+
+
+def pictures(where: Path) -> Path:
+    """24 captioned pictures."""
+    where.mkdir(parents=True)
+    rows = []
+    for i, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(where / f"{i:02d}.png")
+        rows.append({"file_name": f"{i:02d}.png", "text": f"a {colour} {shape}"})
+    (where / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return where
+
+
+def config(objective: dict, model: dict, data: Path, steps: int = 2, **changes) -> dict:
+    """A run of a few steps on latents."""
+    return {
+        "seed": 0,
+        "steps": steps,
+        "data": {"folder": str(data), "split": "train", "batch_size": 8},
+        "model": model,
+        "objective": objective,
+        "optimizer": {"name": "adamw", "rate": 1e-3},
+        "average": {"ema_decay": 0.9},
+        "mesh": {"rules": "replicate"},
+        "loop": {"log_steps": 1, "checkpoint_steps": 1},
+        "checkpoint": {"keep": 2},
+        **changes,
+    }

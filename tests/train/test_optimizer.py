@@ -1,0 +1,103 @@
+"""Optimisers and rates against their definitions in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcm_jax.train.optimizer import learning_rate, optimizer
+
+RATE, DECAY = 0.1, 0.3
+
+
+def walk(tx, steps=8):
+    """Where the parameters go under gradients 2 p + step."""
+    p = jnp.array([1.0, -2.0, 0.5])
+    state = tx.init(p)
+    for i in range(steps):
+        update, state = tx.update(2 * p + i, state, p)
+        p = p + update
+    return np.asarray(p)
+
+
+def reference(rule, steps=8):
+    p, memory = np.array([1.0, -2.0, 0.5]), {}
+    for i in range(steps):
+        p = rule(p, 2 * p + i, i + 1, memory)
+    return p
+
+
+def moments(g, memory, b1=0.9, b2=0.999):
+    memory["m"] = b1 * memory.get("m", 0) + (1 - b1) * g
+    memory["v"] = b2 * memory.get("v", 0) + (1 - b2) * g**2
+    return memory["m"], memory["v"]
+
+
+def adamw(p, g, n, memory):
+    m, v = moments(g, memory)
+    step = (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+    return p - RATE * (step + DECAY * p)  # decay beside the moments
+
+
+def radam(p, g, n, memory):
+    """arXiv 1908.03265, Alg. 2, with the decay inside the gradient."""
+    m, v = moments(g + DECAY * p, memory)
+    most = 2 / (1 - 0.999) - 1
+    rho = most - 2 * n * 0.999**n / (1 - 0.999**n)
+    m = m / (1 - 0.9**n)
+    if rho < 5:
+        return p - RATE * m
+    rectify = np.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+    return p - RATE * rectify * m / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+
+
+def sgd(p, g, n, memory):
+    return p - RATE * (g + DECAY * p)
+
+
+@pytest.mark.parametrize("name, rule", [("adamw", adamw), ("radam", radam), ("sgd", sgd)])
+def test_against_the_definition(name, rule):
+    with jax.enable_x64(True):  # 1 - b2^n loses four digits in float32
+        np.testing.assert_allclose(walk(optimizer(name, RATE, weight_decay=DECAY)), reference(rule), rtol=1e-6)
+
+
+def test_adafactor_goes_downhill():
+    tx = optimizer("adafactor", 0.05)
+    p = jnp.full((8, 8), 3.0)
+    state = tx.init(p)
+    for _ in range(20):
+        update, state = tx.update(2 * p, state, p)
+        p = p + update
+    assert jnp.abs(p).max() < 2.5
+
+
+def test_the_clip_is_of_the_global_norm_and_comes_before_the_decay():
+    g, p = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}, {"a": jnp.array([1.0]), "b": jnp.array([0.0])}
+    tx = optimizer("sgd", 1.0, weight_decay=10.0, clip=1.0)
+    update, _ = tx.update(g, tx.init(p), p)
+    np.testing.assert_allclose((update["a"], update["b"]), ([-10.6], [-0.8]), rtol=1e-6)
+    small = {"a": jnp.array([0.3]), "b": jnp.array([0.4])}
+    tx = optimizer("sgd", 1.0, clip=1.0)
+    update, _ = tx.update(small, tx.init(p), p)
+    np.testing.assert_allclose((update["a"], update["b"]), ([-0.3], [-0.4]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "schedule, at",
+    [
+        ("constant", {0: 0.0, 5: 1.0, 10: 2.0, 60: 2.0, 110: 2.0}),
+        ("linear", {0: 0.0, 5: 1.0, 10: 2.0, 60: 1.1, 110: 0.2}),
+        ("cosine", {0: 0.0, 5: 1.0, 10: 2.0, 60: 1.1, 110: 0.2, 500: 0.2}),
+    ],
+)
+def test_rates_warm_up_and_come_down(schedule, at):
+    rate = learning_rate(2.0, 110, schedule, warmup=10, final=0.1)
+    assert {n: pytest.approx(float(rate(n)), abs=1e-6) for n in at} == at
+    assert float(learning_rate(2.0, 100, schedule)(0)) == 2.0
+
+
+def test_unknown_names_are_met_with_the_choice():
+    with pytest.raises(ValueError, match="unknown optimizer 'adam'; choose one of adamw, radam, sgd"):
+        optimizer("adam", 0.1)
+    with pytest.raises(ValueError, match="unknown learning-rate schedule 'step'; choose one of constant"):
+        learning_rate(1.0, 10, "step")

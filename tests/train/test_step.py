@@ -1,0 +1,216 @@
+"""The jitted step: what it computes, what it keeps, and that devices do not matter."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcm_jax.diffusion.path import vp_path
+from lcm_jax.models.presets import UNETS
+from lcm_jax.models.unet import unet
+from lcm_jax.objectives import lcd
+from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.parallel.rules import infer
+from lcm_jax.parallel.transfer import place_batch, replicate
+from lcm_jax.train.optimizer import optimizer
+from lcm_jax.train.step import average, init_state, norm, train_step
+
+KEY = jax.random.key(3)
+SGD = optimizer("sgd", 0.1)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Least squares of a line; the key plays no part unless `noise` asks for it."""
+
+    mu: float | None = 0.9
+    noise: float = 0.0
+    needs_teacher: bool = False
+
+    def loss(self, nets, batch, key, step):
+        error = nets.student(batch["x"]) - batch["y"] * batch["scale"]
+        draw = jax.random.normal(key)
+        losses = jnp.square(error) + self.noise * draw * nets.student(batch["x"])
+        loss = losses.mean()
+        return loss, {"loss/mean": loss, "sample/x": batch["x"], "draw/mean": draw}
+
+
+def line(params, x):
+    return params["a"] * x + params["b"]
+
+
+def start():
+    return {"a": jnp.float32(2.0), "b": jnp.float32(-1.0)}
+
+
+def data(b=12):
+    rng = np.random.default_rng(0)
+    return {"x": rng.standard_normal(b).astype(np.float32), "y": rng.standard_normal(b).astype(np.float32)}
+
+
+FROZEN = {"batch": {"scale": jnp.array(0.5)}}
+
+
+def run(steps=1, objective=Regression(), tx=SGD, batch=None, **settings):
+    state, history = init_state(start(), tx, objective), []
+    step = jax.jit(train_step(objective, line, None, tx, **settings))
+    for _ in range(steps):
+        state, metrics = step(state, FROZEN, data() if batch is None else batch, KEY)
+        history.append((state, metrics))
+    return history
+
+
+def gradient(p, batch):
+    residual = p["a"] * batch["x"] + p["b"] - 0.5 * batch["y"]
+    return {"a": 2 * (residual * batch["x"]).mean(), "b": 2 * residual.mean()}
+
+
+def test_one_step_of_gradient_descent():
+    ((state, metrics),) = run()
+    grad = gradient(start(), data())
+    for name in ("a", "b"):
+        assert state.params[name] == pytest.approx(float(start()[name] - 0.1 * grad[name]), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(float(np.hypot(grad["a"], grad["b"])), rel=1e-5)
+    assert state.step == 1 and state.step.dtype == jnp.int32
+
+
+def test_the_target_follows_at_mu_and_the_sampling_average_warms_up():
+    states = [state for state, _ in run(30, ema_decay=0.7)]
+    target = ema = start()["a"]
+    for count, state in enumerate(states):
+        target = 0.9 * target + 0.1 * state.params["a"]
+        decay = min(0.7, (1 + count) / (10 + count))
+        ema = decay * ema + (1 - decay) * state.params["a"]
+        assert state.target["a"] == pytest.approx(float(target), rel=1e-5)
+        assert state.ema["a"] == pytest.approx(float(ema), rel=1e-5)
+    assert states[-1].target["a"] != pytest.approx(float(states[-1].ema["a"]), rel=1e-4)
+
+
+def test_without_mu_the_online_weights_are_the_target():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Both(Regression):
+        def loss(self, nets, batch, key, step):
+            gap = jnp.square(nets.student(batch["x"]) - nets.target(batch["x"]) - 1.0).mean()
+            return gap, {"loss/mean": gap}
+
+    for mu in (None, 0.9):
+        state, metrics = run(2, Both(mu=mu))[-1]
+        seen.append((state.target is None, float(metrics["loss/mean"])))
+    (without, zero_gap), (with_average, gap) = seen
+    assert without and zero_gap == 1.0  # student and target stay one, the step moves both
+    assert not with_average and gap != 1.0
+    assert run(1, Both(mu=None))[0][0].params["a"] != start()["a"]  # and no gradient flows into the target
+
+
+@pytest.mark.parametrize("passes", [2, 3, 12])
+def test_accumulated_passes_equal_one(passes):
+    (state, metrics), (again, gathered) = run(5)[-1], run(5, accumulate=passes)[-1]
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert gathered["loss/mean"] == pytest.approx(float(metrics["loss/mean"]), rel=1e-5)
+    assert gathered["grad_norm"] == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
+    np.testing.assert_array_equal(gathered["sample/x"], data()["x"])  # in the order of the batch
+
+
+def test_every_pass_and_every_step_draws_anew_and_a_resumed_run_draws_the_same():
+    draws = [float(m["draw/mean"]) for _, m in run(3, Regression(noise=1.0))]
+    assert len(set(draws)) == 3
+    objective, state = Regression(noise=1.0), run(2, Regression(noise=1.0))[-1][0]
+    resumed = jax.jit(train_step(objective, line, None, SGD))(state, FROZEN, data(), KEY)
+    assert float(resumed[1]["draw/mean"]) == draws[2]
+
+    @dataclass(frozen=True)
+    class Draws(Regression):
+        def loss(self, nets, batch, key, step):
+            draw = jax.random.normal(key, batch["x"].shape)
+            return nets.student(draw).mean(), {"sample/draw": draw}
+
+    ((_, metrics),) = run(1, Draws(), accumulate=3)
+    assert len(np.unique(metrics["sample/draw"])) == 12
+
+
+def test_a_batch_that_does_not_split_is_refused():
+    with pytest.raises(ValueError, match="a batch of 12 does not split into accumulate = 5"):
+        run(1, accumulate=5)
+
+
+def test_five_steps_are_traced_once_and_the_state_is_donated():
+    traces = []
+    objective, tx = Regression(), optimizer("adamw", 1e-2)
+    plain = train_step(objective, line, None, tx, accumulate=2)
+
+    def counted(*args):
+        traces.append(1)
+        return plain(*args)
+
+    step = jax.jit(counted, donate_argnums=0)
+    params = start()
+    state = init_state(params, tx, objective)
+    for _ in range(5):
+        old = jax.tree.leaves(state)
+        state, _ = step(state, FROZEN, data(), KEY)
+        assert all(leaf.is_deleted() for leaf in old)
+    assert len(traces) == 1 and state.step == 5
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, FROZEN)))
+
+
+def test_averages_keep_the_precision_of_their_leaves():
+    old, new = {"w": jnp.zeros(3, jnp.bfloat16)}, {"w": jnp.ones(3, jnp.bfloat16)}
+    out = average(old, new, jnp.float32(0.75))
+    assert out["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out["w"], 0.25)
+
+
+def test_the_norm_is_over_all_leaves_together():
+    assert norm({"a": jnp.full((2, 2), 2.0), "b": jnp.array([3.0])}) == pytest.approx(5.0)
+
+
+# Devices. Ten steps of latent consistency distillation of the tiny U-Net.
+
+STUDENT, TEACHER = unet(replace(UNETS["tiny"], w_width=8)), unet(UNETS["tiny"])
+LCD = lcd.build(vp_path(), "v", w_width=8)
+SLOW = optimizer("sgd", 0.01)  # a large step would amplify rounding tenfold in ten steps
+
+
+def latents(b=8):
+    rng = np.random.default_rng(1)
+    draw = lambda *s: rng.standard_normal(s).astype(np.float32)
+    return {"mean": draw(b, 4, 4, 4), "std": np.full((b, 4, 4, 4), 0.1, np.float32), "context": draw(b, 3, 16)}
+
+
+def distil(mesh, rules, steps=10):
+    """Losses and final parameters on a mesh, sharded by rules."""
+    params = jax.jit(STUDENT.init)(jax.random.key(0))
+    init = lambda p: init_state(p, SLOW, LCD)
+    shardings = infer(jax.eval_shape(init, params), rules, mesh)
+    state = jax.jit(init, out_shardings=shardings)(params)
+    constants = {"scale": jnp.ones(()), "uncond": jnp.zeros((3, 16))}
+    frozen = replicate({"teacher": jax.jit(TEACHER.init)(jax.random.key(1)), "batch": constants}, mesh)
+    step = train_step(LCD, STUDENT.apply, TEACHER.apply, SLOW)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, frozen, place_batch(latents(), mesh), replicate(KEY, mesh))
+        losses.append(float(metrics["loss/mean"]))
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings))
+    return np.array(losses), jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return distil(make_mesh(devices=jax.devices()[:1]), "replicate")
+
+
+@pytest.mark.parametrize("rules, sizes", [("replicate", {"data": 8}), ("fsdp", {"data": 2, "fsdp": 4})])
+def test_eight_devices_do_what_one_does(alone, rules, sizes):
+    losses, params = distil(make_mesh(**sizes), rules)
+    assert np.linalg.norm(losses - alone[0]) < 1e-5 * np.linalg.norm(alone[0])
+    a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (params, alone[1]))
+    start = jax.jit(STUDENT.init)(jax.random.key(0))
+    first = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(start)])
+    assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
+    assert np.linalg.norm(b - first) > 1e-4 * np.linalg.norm(b)  # there was something to agree on
