@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from lcm_jax.machine import machine
 
 FOLDER = Path(__file__).parent / "results"
 

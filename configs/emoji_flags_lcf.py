@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c.data = dict(folder="data/emoji", split="train", tag="flag", batch_size=32)
     c.model = dict(start="exported/emoji_lcm")
     c.objective = dict(
-        name="lcf", skip=20, grid="any", distance_name="huber", delta=1e-3, w_min=0.0, w_max=4.0, mu=0.95
+        name="lcf", skip=20, grid="any", distance_name="huber", delta=1e-3, w_min=0.0, w_max=3.0, mu=0.95
     )
     c.optimizer = dict(name="adamw", rate=1e-4, schedule="cosine", warmup=50, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.99)

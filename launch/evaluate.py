@@ -24,6 +24,7 @@ TEACHER = flags.DEFINE_string("teacher", None, "Model the student was distilled 
 DATA = flags.DEFINE_string("data", None, "Latent folder: captions, splits and contexts.")
 READER = flags.DEFINE_string("reader", None, "Reader of the real images; if left out, the one --data was encoded with.")
 FOLDER = flags.DEFINE_string("folder", None, "Where the real images are now, if not where they were encoded from.")
+TAG = flags.DEFINE_string("tag", None, "Only the examples that carry this tag, such as flag.")
 FEATURES = flags.DEFINE_string("features", "mobilenetv2", "Feature network.")
 OUT = flags.DEFINE_string("out", None, "Folder of the results.")
 QUICK = flags.DEFINE_bool("quick", False, "Only what the promised ratios need, 160 held-out captions, one seed.")
@@ -46,8 +47,8 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 
 def main() -> None:
-    from benchmarks.machine import machine
     from lcm_jax import evaluation, evaluation_plan, evaluation_set, feature_networks, guidance_sweep, run_folder
+    from lcm_jax.machine import machine
 
     plan = evaluation_plan.with_flags(
         evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(),
@@ -58,7 +59,7 @@ def main() -> None:
     model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
     student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
-    found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec)
+    found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)
     net = feature_networks.feature_network(FEATURES.value)
     out = Path(OUT.value)
     if SWEEP.value is None:

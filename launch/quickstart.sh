@@ -39,7 +39,7 @@ say "scoring"
 $python -m launch.evaluate --model "$run/exported" --teacher emoji-teacher --data data/emoji --reader twemoji \
   --out "$run/evaluation" --quick
 say "drawing"
-$python -m launch.compare --model "$run/exported" --teacher emoji-teacher --out "$run/grid.png"
+$python -m launch.compare --model "$run/exported" --teacher emoji-teacher --w 1 --out "$run/grid.png"
 say "done"
 cat "$run/evaluation/table.md"
 echo "pictures: $run/grid.png"

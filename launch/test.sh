@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepares an environment and runs the linter and every test, with coverage; about ten minutes on two cores.
+# Prepares an environment and runs the linter and every test, with coverage; under ten minutes on two cores.
 #   bash launch/test.sh                      # makes .venv-test with PYTHON (python3.11 or newer)
 #   LCM_JAX_VENV=current bash launch/test.sh # uses the interpreter on the PATH as it is, installs nothing
 #   bash launch/test.sh tests/diffusion -x   # arguments go to pytest
@@ -38,5 +38,5 @@ fi
 export JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1
 failed=0
 "$python" -m ruff check . --output-format concise || failed=1
-"$python" -m pytest --cov=lcm_jax --cov-report=term:skip-covered "$@" || failed=1
+"$python" -m pytest -n 2 --cov=lcm_jax --cov-report=term:skip-covered "$@" || failed=1
 exit $failed

@@ -51,7 +51,12 @@ class EvaluationSet:
 
 
 def open_folder(
-    folder: str | Path, reader: str | None, options: Mapping[str, Any], spec: ModelSpec, progress: bool = True
+    folder: str | Path,
+    reader: str | None,
+    options: Mapping[str, Any],
+    spec: ModelSpec,
+    tag: str | None = None,
+    progress: bool = True,
 ) -> tuple[dict[str, Captioned], Float[np.ndarray, "l d"]]:
     """`read` at a model's image size, and the context of the empty caption.
 
@@ -65,19 +70,25 @@ def open_folder(
         options = {**made.dataset.get("options", {}), **options}
     if not reader:
         raise ValueError(f"{folder} does not say which reader its images came from: give --reader")
-    return read(folder, reader, options, spec.image_size, progress), manifest.unconditional(folder)
+    return read(folder, reader, options, spec.image_size, tag, progress), manifest.unconditional(folder)
 
 
 def read(
-    folder: str | Path, reader: str, options: Mapping[str, Any], image_size: int, progress: bool = True
+    folder: str | Path,
+    reader: str,
+    options: Mapping[str, Any],
+    image_size: int,
+    tag: str | None = None,
+    progress: bool = True,
 ) -> dict[str, Captioned]:
-    """Split -> rows of a latent folder, in its order, with the reader's images at `image_size` pixels.
+    """Split -> rows of a latent folder that carry `tag`, in its order, with the reader's images at `image_size`.
 
     Raises ValueError when the reader lacks a key of the folder; unreadable images name their file.
     """
-    rows = LatentRows([folder])
+    rows = LatentRows([folder], tag=tag)
+    names = [rows.names[i] for i in rows.chosen]
     examples = {e.key: e for e in data.reader(reader, **options)}
-    if missing := [row.key for row in rows.names if row.key not in examples]:
+    if missing := [row.key for row in names if row.key not in examples]:
         raise ValueError(
             f"reader {reader!r} lacks {len(missing)} of the images encoded in {folder}, first {missing[0]!r}: "
             "give the reader and the options that the folder was encoded with"
@@ -87,10 +98,9 @@ def read(
         return pixels.fit(examples[row.key].load(), image_size)
 
     with ThreadPoolExecutor(4) as pool:
-        loaded = pool.map(load, rows.names)
+        loaded = pool.map(load, names)
         images = np.stack(list(tqdm(loaded, "images", len(rows), unit="image", disable=not progress)))
     context = rows.batch(np.arange(len(rows)))["context"]
-    names = rows.names
     whole = Captioned([r.key for r in names], [r.caption for r in names], [r.group for r in names], images, context)
     places = {split: np.array([i for i, r in enumerate(names) if r.split == split], int) for split in SPLITS}
     return {split: whole.take(index) for split, index in places.items()}

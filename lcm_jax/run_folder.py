@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcm_jax import latent_norm
 from lcm_jax.build import Run
+from lcm_jax.data.image_loader import training_images
 from lcm_jax.evaluate import grid
 from lcm_jax.export import flax_folder
 from lcm_jax.models import flax_file
@@ -33,6 +35,7 @@ WEIGHTS = ("ema", "params", "target")
 CONFIG, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 FREE = ("steps", "loop", "checkpoint", "mesh")  # sections that may change when a run goes on
 SHOWN = 16  # images in a training grid
+MEASURED = 32  # images a call when latents are measured
 
 
 def train(run: Run, where: str | Path, progress: bool = True) -> State:
@@ -143,13 +146,29 @@ def export(
     weights: str = "ema",
     step: int | None = None,
     overwrite: bool = False,
+    msgpack: bool = True,
 ) -> Path:
-    """Writes a run's model as a folder that describes itself (export.flax_folder), its config in `about`."""
+    """Writes a run's model as a folder that describes itself (export.flax_folder), its config in `about`.
+
+    An autoencoder leaves with latents of zero mean and unit variance over its training images, the scale that
+    its description promises.
+    """
     spec, networks, step = load(where, step, weights)
     config = json.loads((Path(where) / CONFIG).read_text())
+    if spec.role == "autoencoder":
+        networks = {"autoencoder": normalised(spec, networks["autoencoder"], config["data"])}
     about = {**spec.about, "training": {"step": step, "weights": weights, "config": config}}
     description = replace(spec, about=about).to_json()
-    return flax_folder.write(out, description, networks, flax_file.to_bytes, dtype, overwrite)
+    return flax_folder.write(out, description, networks, flax_file.to_bytes if msgpack else None, dtype, overwrite)
+
+
+def normalised(spec: ModelSpec, params: Params, data: Mapping[str, Any]) -> Params:
+    """An autoencoder's weights with the latent statistics of its training images folded in."""
+    wanted = ("reader_name", "image_size", "split", "options")
+    images = training_images(**{k: data[k] for k in wanted if k in data}).pixels
+    whole = len(images) - len(images) % MEASURED if len(images) > MEASURED else len(images)
+    batches = [images[i : i + MEASURED] for i in range(0, whole, MEASURED)]
+    return latent_norm.fold(params, *latent_norm.statistics(network(spec, "autoencoder"), params, batches))
 
 
 def is_run(where: str | Path) -> bool:

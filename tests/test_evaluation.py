@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.machine import machine
 from lcm_jax import comparison, evaluation, evaluation_plan, evaluation_set, generation, guidance_sweep
 from lcm_jax.data.encode import encode
 from lcm_jax.data.image_folder import examples
@@ -20,6 +19,7 @@ from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.evaluation_plan import Plan, settings
 from lcm_jax.evaluation_set import Captioned, choose
 from lcm_jax.feature_networks import feature_network
+from lcm_jax.machine import machine
 from lcm_jax.models import presets
 from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec

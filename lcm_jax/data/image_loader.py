@@ -42,6 +42,16 @@ class ImageRows:
         return {"image": self.pixels[positions], "index": positions.astype(np.int32)}
 
 
+def training_images(
+    reader_name: str, image_size: int, split: str | None = TRAIN, options: Mapping[str, Any] | None = None
+) -> ImageRows:
+    """A reader's images of one split (None: of all), decoded; raises ValueError if there are none."""
+    examples = [e for e in reader(reader_name, **(options or {})) if split is None or e.split == split]
+    if not examples:
+        raise ValueError(f"the data set is empty: reader {reader_name!r} has no examples of split {split!r}")
+    return ImageRows(examples, image_size)
+
+
 def make_image_loader(
     reader_name: str,
     image_size: int,
@@ -53,9 +63,6 @@ def make_image_loader(
     process_count: int = 1,
     threads: int = 2,
 ) -> Loader:
-    """Batches of a reader's images (of one split, or all); raises ValueError if there are none or too few."""
-    examples = [e for e in reader(reader_name, **(options or {})) if split is None or e.split == split]
-    if not examples:
-        raise ValueError(f"the data set is empty: reader {reader_name!r} has no examples of split {split!r}")
-    rows = ImageRows(examples, image_size)
+    """Batches of `training_images`; raises ValueError if there are none or too few."""
+    rows = training_images(reader_name, image_size, split, options)
     return stream(rows, batch_size, seed, process_index, process_count, None, True, threads)

@@ -20,11 +20,11 @@ def write(
     out: str | os.PathLike,
     description: Mapping[str, Any],
     networks: Mapping[str, Params],
-    to_bytes: Callable[[Params], bytes],
+    to_bytes: Callable[[Params], bytes] | None,
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> Path:
-    """Writes every network twice (NAME.safetensors, NAME.msgpack by `to_bytes`) in `dtype`, model.json, README.md.
+    """Writes every network as NAME.safetensors and, by `to_bytes`, NAME.msgpack in `dtype`; model.json, README.md.
 
     The folder appears whole or not at all. Raises FileExistsError if it is there already (`overwrite` replaces
     an earlier export, nothing else), OSError if the disk cannot hold it, ValueError for weights beyond `dtype`.
@@ -36,7 +36,7 @@ def write(
     check_space(out.parent, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(small)) + SLACK)
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        for name, tree in small.items():
+        for name, tree in small.items() if to_bytes else ():
             folder.write_bytes(scratch / f"{name}.msgpack", to_bytes(tree))
         folder.write_text(scratch / "README.md", model_card(out, description, small, dtype))
         folder.write(scratch, description, small, dtype)

@@ -30,7 +30,7 @@ def model_card(out: Path, description: Mapping[str, Any], networks: Mapping[str,
 
 def facts(description: Mapping[str, Any], networks: Mapping[str, Params], dtype: str) -> str:
     """The table of what one must know to use the weights."""
-    rows = {"weights": f"{dtype}, NAME.safetensors and the same as Flax NAME.msgpack"}
+    rows = {"weights": f"{dtype}, NAME.safetensors (and the same as Flax NAME.msgpack where that is beside it)"}
     for name, tree in networks.items():
         rows[name] = f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M parameters"
     rows["pictures"] = f"{description['image_size']} x {description['image_size']} pixels"

@@ -64,6 +64,7 @@ def write_tree(
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(flat, scratch, metadata=dict(metadata or {}))
+        scratch.chmod(0o644)  # as other files are; the library makes it private
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -120,6 +120,8 @@ def test_an_autoencoder_trains_shows_reconstructions_and_encodes(data, tmp_path)
         out, "image_folder", {"folder": str(data.pictures)}, tmp_path / "latents", progress=False
     )
     assert made.latent_shape == (2, 2, 4)
+    np.testing.assert_allclose(made.channel_std, 1, rtol=0.05)  # the export folds the statistics in
+    np.testing.assert_allclose(made.channel_mean, 0, atol=0.05)
     with pytest.raises(ValueError, match="an autoencoder only"):
         Pipeline.load(out)
     with pytest.raises(ValueError, match="holds an autoencoder only: name a preset in config.model.unet"):

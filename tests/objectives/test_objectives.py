@@ -76,8 +76,8 @@ def test_unknown_names_and_settings_are_met_with_the_choice():
         get("lcd", solver_name="rk4", **NEEDED)
     with pytest.raises(ValueError, match="unknown distance 'l3'; choose one of l2"):
         get("lcf", distance_name="l3", **NEEDED)
-    with pytest.raises(ValueError, match=r"from low to high, got \[5, 2\]"):
-        get("lcd", w_min=5, w_max=2, **NEEDED)
+    with pytest.raises(ValueError, match=r"from low to high, got \[5.0, 2.0\]"):
+        get("lcd", w_min=5.0, w_max=2.0, **NEEDED)
     with pytest.raises(ValueError, match="zero terminal SNR"):
         get("diffusion", path=vp_path(zero_terminal_snr=True), kind="eps")
     assert Uniform(2.0, 2.0).low == 2.0

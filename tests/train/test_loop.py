@@ -236,9 +236,10 @@ def test_a_second_signal_leaves_at_once():
 
 
 def test_a_signal_outside_the_loop_is_left_alone():
+    before = signal.getsignal(signal.SIGINT)
     with Interrupt() as stop:
-        assert not stop.requested
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not stop.requested and signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_save_that_fails_in_the_background_stops_the_run(tmp_path, monkeypatch):
