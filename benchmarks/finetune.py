@@ -14,9 +14,10 @@ import numpy as np
 
 from benchmarks import results
 from configs import emoji_flags_lcf
-from lcm_jax import build, evaluation, evaluation_set, feature_networks, run_folder
+from lcm_jax import build, run_folder
+from lcm_jax.assess import evaluation, evaluation_set, feature_networks
+from lcm_jax.assess.evaluation_plan import Plan
 from lcm_jax.evaluate import grid
-from lcm_jax.evaluation_plan import Plan
 from lcm_jax.pipeline import Pipeline
 
 METRICS = ("kid", "fd")

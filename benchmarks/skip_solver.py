@@ -16,8 +16,9 @@ import matplotlib.pyplot as plt
 
 from benchmarks import results
 from configs import emoji_lcd
-from lcm_jax import build, evaluation, evaluation_set, feature_networks, run_folder
-from lcm_jax.evaluation_plan import Plan
+from lcm_jax import build, run_folder
+from lcm_jax.assess import evaluation, evaluation_set, feature_networks
+from lcm_jax.assess.evaluation_plan import Plan
 
 SKIPS = (1, 5, 20, 50)
 SOLVERS = ("ddim", "dpm_solver", "dpm_solver_pp")

@@ -23,7 +23,8 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 
 def main() -> None:
-    from lcm_jax import comparison, run_folder
+    from lcm_jax import run_folder
+    from lcm_jax.assess import comparison
 
     student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
     teacher = run_folder.pipeline(TEACHER.value)

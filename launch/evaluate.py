@@ -47,7 +47,8 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 
 def main() -> None:
-    from lcm_jax import evaluation, evaluation_plan, evaluation_set, feature_networks, guidance_sweep, run_folder
+    from lcm_jax import run_folder
+    from lcm_jax.assess import evaluation, evaluation_plan, evaluation_set, feature_networks, guidance_sweep
     from lcm_jax.machine import machine
 
     plan = evaluation_plan.with_flags(

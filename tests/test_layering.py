@@ -22,8 +22,9 @@ LAYERS = {  # folder or module of lcm_jax: what else of lcm_jax it may import
     "export": ["typing", "diffusion", "objectives", "sampling", "parallel", "weights"],
     "__init__": [],
 }
-# Layer 4, where networks, weights and objectives meet: the modules beside the folders, and all launch sees.
-COMPOSITION = sorted(p.stem for p in (ROOT / "lcm_jax").glob("*.py") if p.stem not in ("__init__", "typing"))
+# Layer 4, where networks, weights and objectives meet: assess, the modules beside the folders; all launch sees.
+BESIDE = sorted(p.stem for p in (ROOT / "lcm_jax").glob("*.py") if p.stem not in ("__init__", "typing"))
+COMPOSITION = ["assess", *BESIDE]
 LAYERS |= {name: [""] for name in COMPOSITION}
 PURE = ("typing", "diffusion", "objectives", "sampling")  # arrays in, arrays out
 PURE_LIBRARIES = {"jax", "numpy", "jaxtyping"}

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from lcm_jax import data
+from lcm_jax.assess.evaluation_set import shuffled
 from lcm_jax.data.example import HELDOUT
 from lcm_jax.evaluate import grid
-from lcm_jax.evaluation_set import shuffled
 from lcm_jax.pipeline import Pipeline
 
 TEACHER_STEPS, STUDENT_STEPS = (50, 2, 4), (1, 2, 4, 8)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lcm_jax.evaluation_set import SPLITS
+from lcm_jax.assess.evaluation_set import SPLITS
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.sampling import few_step, reference
 

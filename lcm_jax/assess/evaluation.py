@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from lcm_jax.assess.evaluation_plan import Plan, Setting, settings
+from lcm_jax.assess.evaluation_set import Captioned, EvaluationSet, choose
+from lcm_jax.assess.generation import generate, identity, reconstruct
 from lcm_jax.evaluate import figure, report, scores
 from lcm_jax.evaluate.controls import blur
 from lcm_jax.evaluate.features import FeatureNet, Images, cached, extract, fingerprint
 from lcm_jax.evaluate.ratios import ratios
-from lcm_jax.evaluation_plan import Plan, Setting, settings
-from lcm_jax.evaluation_set import Captioned, EvaluationSet, choose
-from lcm_jax.generation import generate, identity, reconstruct
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.weights.fetch import cache_folder
 from lcm_jax.weights.folder import write_text

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lcm_jax import comparison, evaluation, evaluation_plan, evaluation_set, generation, guidance_sweep
+from lcm_jax.assess import comparison, evaluation, evaluation_plan, evaluation_set, generation, guidance_sweep
+from lcm_jax.assess.evaluation_plan import Plan, settings
+from lcm_jax.assess.evaluation_set import Captioned, choose
+from lcm_jax.assess.feature_networks import feature_network
 from lcm_jax.data.encode import encode
 from lcm_jax.data.image_folder import examples
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
-from lcm_jax.evaluation_plan import Plan, settings
-from lcm_jax.evaluation_set import Captioned, choose
-from lcm_jax.feature_networks import feature_network
 from lcm_jax.machine import machine
 from lcm_jax.models import presets
 from lcm_jax.models.autoencoder import autoencoder

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from lcm_jax.assess.evaluation_set import Captioned
 from lcm_jax.evaluate.features import Images, fingerprint
-from lcm_jax.evaluation_set import Captioned
 from lcm_jax.models.functional import Net
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
 

@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from lcm_jax.assess.evaluation import Judge
+from lcm_jax.assess.evaluation_plan import Setting, check
+from lcm_jax.assess.evaluation_set import Captioned, choose
+from lcm_jax.assess.generation import generate
 from lcm_jax.data.example import TRAIN
 from lcm_jax.evaluate import report, scores
 from lcm_jax.evaluate.features import FeatureNet, extract
-from lcm_jax.evaluation import Judge
-from lcm_jax.evaluation_plan import Setting, check
-from lcm_jax.evaluation_set import Captioned, choose
-from lcm_jax.generation import generate
 from lcm_jax.pipeline import Pipeline
 
 SHOWN = ("kid", "fd", "precision", "recall", "top1", "top5", "top5_of_n", "top1_group", "top5_group")

@@ -1,0 +1,1 @@
+"""Evaluation put together: a model, its captions and real images, a feature network, and the scores."""
