@@ -37,7 +37,7 @@ def main() -> None:
 
 def rate(args: argparse.Namespace, memory_limit: int) -> float:
     """Images per second over the asked time, after a warm-up."""
-    loader = make_loader(args.data, args.batch_size, memory_limit=memory_limit)
+    loader = make_loader(args.data, "train", args.batch_size, memory_limit=memory_limit)
     for _ in range(20):
         next(loader)
     count, begun = 0, time.perf_counter()

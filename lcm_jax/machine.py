@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("lcm_jax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
+from lcm_jax import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
 GIB = 1024**3
 
 
@@ -25,7 +27,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"lcm_jax": __version__, **{name: version(name) for name in PACKAGES}},
     }
 
 
