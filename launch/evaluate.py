@@ -3,7 +3,8 @@
     python -m launch.evaluate --checkpoint runs/lcd --teacher emoji-teacher --data data/emoji --out runs/lcd/evaluation
     python -m launch.evaluate --model emoji-teacher --data data/emoji --sweep_w 0,1,2,3,5 --out runs/sweep
 
-An estimated half an hour on two cores for everything, two minutes with --quick. Run it again and it goes on where it stopped.
+An estimated half an hour on two cores for everything, two minutes with --quick. Run again, it goes on where it
+stopped.
 """
 
 import json
