@@ -10,11 +10,11 @@ def get_config() -> ConfigDict:
     """config.model is a preset's name or a dict of AutoencoderConfig."""
     c = ConfigDict()
     c.seed = 0
-    c.steps = 9000
+    c.steps = 11_000
     c.data = dict(reader_name="twemoji", image_size=64, batch_size=16)
     c.model = "emoji"
-    c.objective = dict(name="autoencoder", kl_weight=1e-3, edge_weight=1.0, shift=3)
-    c.optimizer = dict(name="adamw", rate=1e-3, schedule="cosine", warmup=200, clip=1.0)
+    c.objective = dict(name="autoencoder", kl_weight=1e-4, edge_weight=1.0, shift=3)
+    c.optimizer = dict(name="muon", rate=4e-3, schedule="cosine", warmup=200, clip=1.0)
     c.average = dict(ema_decay=0.998)
     c.mesh = dict(rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=1000, sample_steps=1000)

@@ -23,6 +23,9 @@ CHECK = flags.DEFINE_bool("check", False, "List the problems of the pictures, an
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures a call.")
 SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Pictures a shard.")
 TOKENS = flags.DEFINE_bool("tokens", False, "Store token ids beside the captions' states.")
+SHORTENED = flags.DEFINE_integer(
+    "shortened", 0, "Store this many shorter captions of each training picture instead of its own.", lower_bound=0
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set that was made otherwise.")
 
 
@@ -42,7 +45,15 @@ def main() -> None:
         print(encoding.report(problems))
         sys.exit(1 if problems else 0)
     made = encoding.encode(
-        MODEL.value, reader, options, OUT.value, BATCH_SIZE.value, SHARD_SIZE.value, TOKENS.value, OVERWRITE.value
+        MODEL.value,
+        reader,
+        options,
+        OUT.value,
+        BATCH_SIZE.value,
+        SHARD_SIZE.value,
+        TOKENS.value,
+        OVERWRITE.value,
+        shortened=SHORTENED.value,
     )
     counts = ", ".join(f"{n} {split}" for split, n in made.counts.items())
     print(f"{OUT.value}: {counts}; latents {'x'.join(map(str, made.latent_shape))}, measured scale {made.scale:.4f}")

@@ -21,7 +21,9 @@ W = flags.DEFINE_float("w", None, "Guidance w; the middle of the trained range, 
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, w + 1; instead of --w.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same pictures, whatever else is drawn.")
 N = flags.DEFINE_integer("n", 16, "Pictures of each prompt.")
-SAMPLER = flags.DEFINE_string("sampler", None, "lcm, or for a teacher ddim, dpm_solver, dpm_solver_pp, dpmpp_2m, heun.")
+SAMPLER = flags.DEFINE_string(
+    "sampler", None, "lcm, or for a teacher ddim, ddim_leading, dpm_solver, dpm_solver_pp, dpmpp_2m, heun."
+)
 WEIGHTS = flags.DEFINE_string("weights", "ema", "ema, params or target of --checkpoint.")
 STEP = flags.DEFINE_integer("step", None, "Training step of --checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "samples", "Folder for the pictures.")

@@ -10,7 +10,7 @@ import jax
 from lcm_jax import data
 from lcm_jax.captions import caption_encoder
 from lcm_jax.data import encode as latents
-from lcm_jax.data import manifest
+from lcm_jax.data import manifest, shorten
 from lcm_jax.data.check import Problem
 from lcm_jax.data.check import check as find_problems
 from lcm_jax.data.check import report as report  # for launch, which sees no deeper
@@ -31,16 +31,20 @@ def encode(
     tokens: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    shortened: int = 0,
 ) -> Manifest:
     """Encodes what `reader` finds with the autoencoder and the caption encoder of a model folder into `out`.
 
-    `tokens` stores token ids beside the caption's states. Interrupted, it goes on where it stopped.
+    `tokens` stores token ids beside the caption's states; `shortened` takes that many shorter captions of each
+    training picture in place of its own (data.shorten). Interrupted, it goes on where it stopped.
     Raises ValueError or FileNotFoundError naming the file or the setting at fault.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
     where, spec = read_spec(model)
     examples = data.reader(reader, **options)
+    if shortened:
+        examples = shorten.shortened(examples, shortened)
     params = load_params(where, "autoencoder", spec)
     text = caption_encoder(spec.text)
     apply = jax.jit(partial(autoencoder(spec.autoencoder).apply, method="encode"))
@@ -53,7 +57,12 @@ def encode(
         batch_size,
         shard_size,
         identity={"autoencoder": sha256(where / "autoencoder.safetensors"), "text": text.identity},
-        dataset={"reader": reader, "options": dict(options), "attribution": data.attribution(reader)},
+        dataset={
+            "reader": reader,
+            "options": dict(options),
+            "attribution": data.attribution(reader),
+            **({"shortened": shortened} if shortened else {}),
+        },
         tokenize=text.tokens if tokens else None,
         overwrite=overwrite,
         progress=progress,

@@ -148,7 +148,7 @@ class Pipeline:
                 times = few_step.lcm_times(steps, self.path.T, self.spec.original_steps)
                 latents = partial(self.consistency_latents, times)
             else:
-                latents = partial(self.teacher_latents, name, reference.reference_times(steps, self.path.T))
+                latents = partial(self.teacher_latents, name, reference.sampler_times(name, steps, self.path.T))
 
             def draw(params, context, uncond, w, keys):
                 keys = keys if keys.ndim else jax.random.split(keys, len(context))

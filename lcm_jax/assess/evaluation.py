@@ -26,7 +26,7 @@ from lcm_jax.weights.folder import write_text
 log = logging.getLogger(__name__)
 SCORES, TABLE, FIGURE, RESAMPLED = "scores.json", "table.md", "scores.png", "resampled"
 FORMAT = 1
-CONTROLS = ("floor", "halves", "autoencoder", "blur")
+CONTROLS = ("floor", "blurred_floor", "halves", "autoencoder", "blur")
 
 
 class Judge:
@@ -63,6 +63,9 @@ class Judge:
         """Scores of images whose worth is known beforehand."""
         if name == "floor":
             return scores.floor(self.reference)
+        if name == "blurred_floor":
+            others = self.set.train.images[self.set.other]
+            return scores.floor(self.reference, extract(self.net, blur(others)))
         if name == "halves":
             return scores.halves(self.reference)
         if name == "autoencoder":

@@ -14,7 +14,7 @@ SHOWN = ("kid", "fd", "top5")
 ACROSS = {  # controls drawn as lines
     "floor": ("black", "real training images"),
     "autoencoder": ("tab:gray", "real, through the autoencoder"),
-    "blur": ("tab:red", "real, 1 px blur"),
+    "blurred_floor": ("tab:red", "real training images, 1 px blur"),
 }
 
 

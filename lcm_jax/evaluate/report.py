@@ -23,6 +23,7 @@ CONTROLS = {
     "halves": "halves of the real images, n / 2",
     "autoencoder": "real, through the autoencoder",
     "blur": "real, blurred by 1 px",
+    "blurred_floor": "real training images, blurred by 1 px",
 }
 
 
@@ -48,7 +49,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     if result["ratios"]:
         lines += ["", "## Student over teacher", ""]
         lines += table(
-            ["split", "student", "teacher", "score", "ratio", "wanted", "holds", "whole interval", "blurred control"],
+            [
+                *("split", "student", "teacher", "sampler", "score", "ratio", "wanted", "holds", "whole interval"),
+                "blurred control",
+            ],
             [_ratio(row) for row in result["ratios"]],
         )
     return "\n".join(lines) + "\n"
@@ -107,4 +111,4 @@ def _ratio(row: Mapping[str, Any]) -> list[str]:
     wanted = f"{'>=' if row['at_least'] else '<='} {row['limit']:g}"
     holds = [answer[row["holds"]], answer[row["holds_in_interval"]]]
     name = NAMES.get(row["statistic"], "FD - floor").removesuffix(" x 1000")
-    return [row["split"], row["ours"], row["theirs"], name, ratio, wanted, *holds, control]
+    return [row["split"], row["ours"], row["theirs"], row["sampler"], name, ratio, wanted, *holds, control]

@@ -97,11 +97,14 @@ def score(reference: Reference, sets: Sequence[Features]) -> tuple[Scores, Resam
     return over_seeds(rows)
 
 
-def floor(reference: Reference) -> tuple[Scores, Resampled]:
-    """Scores of other real images in the generated ones' place: what a perfect model of the law would get."""
-    ref = reference
-    row = distances(ref.real.features, ref.other.features, ref.real_weights, ref.other_weights)
-    return over_seeds([row | _coverage(ref.real.features, ref.other.features)])
+def floor(reference: Reference, altered: Features | None = None) -> tuple[Scores, Resampled]:
+    """Scores of other real images in the generated ones' place: what a perfect model of the law would get.
+
+    `altered` are the features of those same images after something was done to them (a blur).
+    """
+    ref, fake = reference, reference.other.features if altered is None else altered
+    row = distances(ref.real.features, fake, ref.real_weights, ref.other_weights)
+    return over_seeds([row | _coverage(ref.real.features, fake)])
 
 
 def halves(reference: Reference) -> tuple[Scores, Resampled]:

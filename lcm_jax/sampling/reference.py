@@ -12,10 +12,11 @@ from lcm_jax.diffusion import solver
 from lcm_jax.diffusion.path import Path, expand, pure_noise
 from lcm_jax.typing import Field, Latent
 
-MULTISTEP = ("ddim", "dpmpp_2m")  # one evaluation a step
+MULTISTEP = ("ddim", "ddim_leading", "dpmpp_2m")  # one evaluation a step
 SINGLE_STEP = ("heun", "dpm_solver", "dpm_solver_pp")  # two, one in the last step
 SAMPLERS = MULTISTEP + SINGLE_STEP
 SPACINGS = ("trailing", "leading", "linspace")
+SPACING = {"ddim_leading": "leading"}  # DDIM as Stable Diffusion's own scheduler files set it; all others trail
 
 
 def reference_times(n: int, T: int = 1000, spacing: str = "trailing") -> np.ndarray:
@@ -36,6 +37,12 @@ def reference_times(n: int, T: int = 1000, spacing: str = "trailing") -> np.ndar
     else:
         raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
     return np.append(times, 0)
+
+
+def sampler_times(sampler: str, n: int, T: int = 1000) -> np.ndarray:
+    """`reference_times` at the spacing of a named sampler."""
+    _check(sampler)
+    return reference_times(n, T, SPACING.get(sampler, "trailing"))
 
 
 def nfe(sampler: str, steps: int, guided: bool) -> int:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import jax
 import optax
+from optax import contrib
 
 SETTINGS = ("b1", "b2", "eps", "weight_decay", "clip")  # keywords of `optimizer`
 
@@ -40,15 +42,34 @@ def optimizer(
     """The named optimiser behind an optional clip of the global gradient norm.
 
     The weight decay of RAdam and SGD is of the coupled kind, added to the (clipped) gradient before the
-    moments, as the consistency-training papers use it; AdamW's is decoupled.
-    Names: adamw, radam, sgd, adafactor; ValueError lists them.
+    moments, as the consistency-training papers use it; AdamW's and Muon's are decoupled. Muon moves kernels,
+    NAdamW all else; its updates have AdamW's size, so that rates carry over (arXiv 2502.16982, eq. 4).
+    Names: adamw, radam, sgd, adafactor, muon; ValueError lists them.
     """
     makers = {
         "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay),
         "radam": lambda: optax.chain(optax.add_decayed_weights(weight_decay), optax.radam(rate, b1, b2, eps)),
         "sgd": lambda: optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate)),
         "adafactor": lambda: optax.adafactor(rate, weight_decay_rate=weight_decay or None),
+        "muon": lambda: contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=kernels,
+            consistent_rms=0.2,
+        ),
     }
     if name not in makers:
         raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(makers)}")
     return optax.chain(optax.clip_by_global_norm(clip), makers[name]()) if clip else makers[name]()
+
+
+def kernels(params: Any) -> Any:
+    """For Muon: a kernel as a matrix, everything before its last axis against that axis; None for the rest."""
+
+    def axes(p: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        return contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None
+
+    return jax.tree.map(axes, params)

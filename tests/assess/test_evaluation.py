@@ -157,6 +157,9 @@ def test_every_split_and_control_is_of_equal_number(student, found, net, tmp_pat
         assert result["references"][split]["n"] == 10
         assert {e["name"] for e in result["entries"] if e["split"] == split} == {*evaluation.CONTROLS, "generated"}
         assert mean(one(result, name="blur", split=split), "fd") > 1e-3
+        blurred = one(result, name="blurred_floor", split=split)
+        assert "top1" not in blurred["scores"]
+        assert mean(blurred, "fd") != mean(one(result, name="floor", split=split), "fd")
         assert mean(one(result, name="blur", split=split), "top1") == 1
     assert result["ratios"] == []
 
@@ -190,7 +193,7 @@ def test_an_interruption_loses_one_setting(student, found, net, tmp_path, no_fig
     student.noise = draw
     student.calls.clear()
     result = run(student, None, found, net, tmp_path)
-    assert ("lcm", 2, 2.0) not in student.calls[:4] and len(result["entries"]) == 2 * (4 + 4)
+    assert ("lcm", 2, 2.0) not in student.calls[:4] and len(result["entries"]) == 2 * (len(evaluation.CONTROLS) + 4)
 
 
 def test_scores_of_other_weights_are_laid_aside(student, found, net, tmp_path, caplog, no_figure):

@@ -27,7 +27,7 @@ def entry(who, steps, kid, fd, hits, w=2.0, name="generated", spread=0.01):
 def entries(kid4=0.011):
     return [
         entry("control", 0, 0.0001, 300.0, 0.01, name="floor"),
-        entry("control", 0, 0.05, 540.0, 0.9, name="blur"),
+        entry("control", 0, 0.05, 540.0, 0.9, name="blurred_floor"),
         entry("student", 2, 0.02, 360.0, 0.4),
         entry("student", 4, kid4, 340.0, 0.45),
         entry("teacher", 2, 0.08, 500.0, 0.1),
@@ -66,7 +66,7 @@ def test_a_broken_promise_is_said():
 
 def test_a_blur_that_passes_is_said():
     rows = entries()
-    rows[1] = entry("control", 0, 0.005, 310.0, 0.9, name="blur")
+    rows[1] = entry("control", 0, 0.005, 310.0, 0.9, name="blurred_floor")
     made = ratios(rows, load)
     assert found(made, 4, "kid")["blur_fails"] is False
     result = {"protocol": PROTOCOL, "entries": [], "references": {}, "ratios": made}

@@ -143,7 +143,7 @@ def test_zero_terminal_snr_trajectories_are_finite(sampler, n):
 @pytest.mark.parametrize(
     "call,message",
     [
-        (lambda: reference.nfe("pndm", 4, True), "unknown sampler 'pndm'; choose one of ddim, dpmpp_2m"),
+        (lambda: reference.nfe("pndm", 4, True), "unknown sampler 'pndm'; choose one of ddim, ddim_leading"),
         (
             lambda: reference.reference_times(4, spacing="even"),
             "unknown spacing 'even'; choose one of trailing",
@@ -161,3 +161,11 @@ def test_zero_terminal_snr_trajectories_are_finite(sampler, n):
 def test_errors_name_the_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_sampler_brings_its_spacing():
+    np.testing.assert_array_equal(reference.sampler_times("ddim", 2), reference.reference_times(2))
+    leading = reference.reference_times(2, spacing="leading")
+    np.testing.assert_array_equal(reference.sampler_times("ddim_leading", 2), leading)
+    with pytest.raises(ValueError, match="unknown sampler"):
+        reference.sampler_times("plms", 2)

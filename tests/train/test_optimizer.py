@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lcm_jax.train.optimizer import learning_rate, optimizer
@@ -101,3 +102,21 @@ def test_unknown_names_are_met_with_the_choice():
         optimizer("adam", 0.1)
     with pytest.raises(ValueError, match="unknown learning-rate schedule 'step'; choose one of constant"):
         learning_rate(1.0, 10, "step")
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (3, 3, 8, 16)])
+def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adamw(shape):
+    kernel, bias = jax.random.normal(jax.random.key(0), shape), jnp.arange(1.0, 4.0)
+    params = {"kernel": kernel, "bias": bias}
+    grads = {"kernel": jax.random.normal(jax.random.key(1), shape), "bias": jnp.array([1.0, -2.0, 0.5])}
+    tx = optimizer("muon", RATE, weight_decay=DECAY)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    rest = optax.adamw(RATE, weight_decay=DECAY, nesterov=True)
+    expected, _ = rest.update(grads["bias"], rest.init(bias), bias)
+    np.testing.assert_allclose(updates["bias"], expected, rtol=1e-5)
+    moved = np.asarray(updates["kernel"] + RATE * DECAY * kernel).reshape(-1, 16)
+    gradient = np.asarray(grads["kernel"]).reshape(-1, 16)
+    left, _, right = np.linalg.svd(gradient, full_matrices=False)
+    values = np.diag(left.T @ -moved @ right.T) / (RATE * 0.2 * np.sqrt(len(gradient)))  # arXiv 2502.16982, eq. 4
+    assert values.min() > 0.6 and values.max() < 1.3  # Newton-Schulz ends near 1, not at it
+    np.testing.assert_allclose(left.T @ -moved @ right.T, np.diag(np.diag(left.T @ -moved @ right.T)), atol=1e-4)
