@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.steps = 3000
-    c.data = dict(folder="data/emoji", split="train", batch_size=32)
+    c.data = dict(folder=("data/emoji", "data/emoji_short"), split="train", batch_size=32)
     c.model = dict(teacher="emoji-teacher", w_width=256)
     c.objective = dict(
         name="lcd", skip=20, grid="any", solver_name="ddim", distance_name="huber", delta=1e-3,

@@ -31,6 +31,7 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 
 say "encoding the emoji"
 $python -m launch.encode --reader twemoji --model emoji-teacher --out data/emoji
+$python -m launch.encode --reader twemoji --model emoji-teacher --shortened 2 --out data/emoji_short
 say "distilling the teacher"
 $python -m launch.train --config configs/quickstart.py --run "$run"
 say "exporting the weights"

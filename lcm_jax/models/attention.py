@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.extend.backend import get_backend
 from jaxtyping import Array, Float
 
 from lcm_jax.models.layers import GroupNorm, Identity, Image, conv
@@ -16,11 +18,25 @@ def attend(q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads:
     if q.dtype == jnp.float64:  # jax's own takes its logits in float32 whatever comes in
         logits = jnp.einsum("bnhd,bmhd->bhnm", split(q), split(k)) * (q.shape[-1] // heads) ** -0.5
         return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), split(v)).reshape(q.shape)
-    half, size = q.dtype in (jnp.bfloat16, jnp.float16), q.shape[-1] // heads
-    fused = half and jax.default_backend() == "gpu" and size <= 128 and size % 8 == 0
-    implementation = "cudnn" if fused else "xla"
-    out = jax.nn.dot_product_attention(split(q), split(k), split(v), implementation=implementation)
-    return out.reshape(q.shape)
+    kernel = implementation(platform(), q.dtype, q.shape[-1] // heads)
+    return jax.nn.dot_product_attention(split(q), split(k), split(v), implementation=kernel).reshape(q.shape)
+
+
+def implementation(platform: str, dtype: np.dtype, size: int) -> str:
+    """"cudnn", whose memory does not grow with the square of the pixels, where it can be had, else "xla".
+
+    cuDNN's kernel takes heads of half precision whose `size` is a multiple of 8 up to 128 (256 from Hopper on).
+    """
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if platform == "cuda" and half and size <= 128 and size % 8 == 0 else "xla"
+
+
+def platform() -> str:
+    """What computes here: "cpu", "tpu", "cuda" or "rocm" (both of which jax calls gpu)."""
+    name = jax.default_backend()
+    if name != "gpu":
+        return name
+    return "cuda" if "cuda" in get_backend().platform_version else "rocm"
 
 
 class Attention(nnx.Module):

@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcm_jax.models.attention import attend
+from lcm_jax.models.autoencoder_tiny import TinyAutoencoder, TinyAutoencoderConfig
 from lcm_jax.models.functional import Net, functional
-from lcm_jax.models.layers import Downsample, GroupNorm, Image, Resized, ResnetBlock, Upsample, conv
+from lcm_jax.models.layers import Downsample, GroupNorm, Image, Resized, ResnetBlock, Upsample, check_sides, conv
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,19 @@ class AutoencoderConfig:
     patch: int = 1  # pixels folded into channels before the first convolution (1 for Stable Diffusion)
     norm_groups: int = 32
     scale: float = 0.18215  # latents are multiplied by this before diffusion
-    dtype: str = "float32"
+    shift: float = 0.0  # `encode` takes it off latents, `decode` puts it back (diffusers' shift_factor)
+    dtype: str = "float32"  # compute; parameters stay float32
+    force_upcast: bool = False  # compute in float32 at least, where weights overflow float16 (SDXL's do)
 
     @property
     def factor(self) -> int:
         """Image pixels per latent pixel along one side."""
         return self.patch * 2 ** (len(self.channels) - 1)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """`dtype`, or a wider one under `force_upcast`."""
+        return jnp.promote_types(self.dtype, jnp.float32) if self.force_upcast else jnp.dtype(self.dtype)
 
 
 class PixelAttention(nnx.Module):
@@ -124,7 +132,7 @@ class Autoencoder(nnx.Module):
     """Encoder and decoder around 1x1 convolutions on the latent side."""
 
     def __init__(self, cfg: AutoencoderConfig, rngs: nnx.Rngs):
-        kw = {"rngs": rngs, "dtype": jnp.dtype(cfg.dtype)}
+        kw = {"rngs": rngs, "dtype": cfg.compute_dtype}
         self.cfg = cfg
         self.encoder, self.decoder = Encoder(cfg, **kw), Decoder(cfg, **kw)
         self.quant_conv = conv(2 * cfg.latent_channels, 2 * cfg.latent_channels, 1, **kw)
@@ -132,27 +140,27 @@ class Autoencoder(nnx.Module):
 
     def encode(self, image: Float[Array, "b h w 3"]) -> Resized:
         """Image in [-1, 1] to moments [b, h/f, w/f, 2 c] (mean, log-variance), unscaled."""
+        check_sides(image, self.cfg.factor)
         b, h, w, _ = image.shape
-        f, p = self.cfg.factor, self.cfg.patch
-        if h % f or w % f:
-            raise ValueError(f"image {h} x {w} is not divisible by {f}, this autoencoder's factor: resize or crop")
+        p = self.cfg.patch
         x = image.reshape(b, h // p, p, w // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(b, h // p, w // p, 3 * p * p).astype(jnp.dtype(self.cfg.dtype))
-        moments = self.quant_conv(self.encoder(x)).astype(image.dtype)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
-        return jnp.concatenate([mean, jnp.clip(logvar, -30.0, 20.0)], axis=-1)
+        x = x.reshape(b, h // p, w // p, 3 * p * p).astype(self.cfg.compute_dtype)
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(x)), 2, axis=-1)
+        moments = [mean - self.cfg.shift, jnp.clip(logvar, -30.0, 20.0)]
+        return jnp.concatenate(moments, axis=-1).astype(image.dtype)
 
     def decode(self, z: Image) -> Float[Array, "b _ _ 3"]:
         """Unscaled latent to an image, nominally in [-1, 1] (not clipped)."""
-        p, dtype = self.cfg.patch, z.dtype
-        x = self.decoder(self.post_quant_conv(z.astype(jnp.dtype(self.cfg.dtype))))
+        p = self.cfg.patch
+        x = self.decoder(self.post_quant_conv(z.astype(self.cfg.compute_dtype) + self.cfg.shift))
         b, h, w, _ = x.shape
         x = x.reshape(b, h, w, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(b, h * p, w * p, 3).astype(dtype)
+        return x.reshape(b, h * p, w * p, 3).astype(z.dtype)
 
     __call__ = decode
 
 
-def autoencoder(cfg: AutoencoderConfig) -> Net:
+def autoencoder(cfg: AutoencoderConfig | TinyAutoencoderConfig) -> Net:
     """apply(params, image, method="encode") -> moments; apply(params, z, method="decode") -> image."""
-    return functional(lambda rngs: Autoencoder(cfg, rngs), cfg)
+    kind = TinyAutoencoder if isinstance(cfg, TinyAutoencoderConfig) else Autoencoder
+    return functional(lambda rngs: kind(cfg, rngs), cfg)

@@ -112,6 +112,12 @@ class Downsample(nnx.Module):
         return self.conv(x)
 
 
+def double(x: Image) -> Resized:
+    """Every pixel four times: nearest-neighbour enlargement to twice the sides."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
 class Upsample(nnx.Module):
     """Nearest-neighbour enlargement to `size` (twice by default), then a convolution."""
 
@@ -119,10 +125,17 @@ class Upsample(nnx.Module):
         self.conv = conv(channels, channels, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Image, size: tuple[int, int] | None = None) -> Resized:
-        b, h, w, c = x.shape
+        h, w = x.shape[1:3]
         if size is None or size == (2 * h, 2 * w):
-            x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+            x = double(x)
         else:  # odd latents: the skip connection decides the size; pixel i comes from floor(i old / new)
             rows, cols = (np.arange(new) * old // new for new, old in zip(size, (h, w), strict=True))
             x = x[:, rows][:, :, cols]
         return self.conv(x)
+
+
+def check_sides(image: Image, factor: int) -> None:
+    """Raises ValueError where an autoencoder cannot shrink an image by its factor."""
+    h, w = image.shape[1:3]
+    if h % factor or w % factor:
+        raise ValueError(f"image {h} x {w} is not divisible by {factor}, this autoencoder's factor: resize or crop")

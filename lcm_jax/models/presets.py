@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 from lcm_jax.models.autoencoder import AutoencoderConfig
+from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
 from lcm_jax.models.unet import UNetConfig
 
 UNETS = {
@@ -49,6 +50,9 @@ AUTOENCODERS = {
     "tiny": AutoencoderConfig(channels=(16, 16), layers=1, latent_channels=4, patch=4, norm_groups=8, scale=1.0),
     "sd": AutoencoderConfig(),
     "sdxl": AutoencoderConfig(scale=0.13025),
+    # 2.4 M, latents of SD 1 and 2 already scaled (TAESD); those of SD 3 (TAESD3).
+    "taesd": TinyAutoencoderConfig(),
+    "taesd3": TinyAutoencoderConfig(latent_channels=16),
 }
 
 Config = TypeVar("Config")

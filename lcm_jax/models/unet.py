@@ -24,6 +24,14 @@ from lcm_jax.models.layers import (
     time_features,
 )
 
+# What is recomputed in the backward pass, in place of being kept: nothing; each residual block and its transformer;
+# of those, all but the results of linear maps (attention weights, quadratic in pixels, are recomputed too).
+REMAT = {
+    "none": None,
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -43,7 +51,7 @@ class UNetConfig:
     added_time_width: int = 256  # SDXL: sinusoid width of each size id
     norm_groups: int = 32
     dtype: str = "float32"  # compute; parameters stay float32
-    remat: str = "none"  # "block" recomputes each block in the backward pass
+    remat: str = "none"  # what the backward pass recomputes: see REMAT
 
     def __post_init__(self) -> None:
         levels = len(self.channels)
@@ -51,8 +59,8 @@ class UNetConfig:
             if len(getattr(self, name)) != levels:
                 given = getattr(self, name)
                 raise ValueError(f"unet.{name} has {len(given)} entries, channels has {levels}: make them equal")
-        if self.remat not in ("none", "block"):
-            raise ValueError(f"unet.remat is {self.remat!r}; choose 'none' or 'block'")
+        if self.remat not in REMAT:
+            raise ValueError(f"unet.remat is {self.remat!r}; choose {' or '.join(map(repr, REMAT))}")
 
 
 class Level(nnx.Module):
@@ -188,7 +196,8 @@ class UNet(nnx.Module):
         return self._maybe_remat(lambda *a: level.layer(j, *a))(x, temb, context)
 
     def _maybe_remat(self, block):
-        return jax.checkpoint(lambda *a: block(*a)) if self.cfg.remat == "block" else block
+        policy = REMAT[self.cfg.remat]
+        return block if policy is None else jax.checkpoint(lambda *a: block(*a), policy=policy)
 
 
 def unet(cfg: UNetConfig) -> Net:

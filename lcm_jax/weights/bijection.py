@@ -71,27 +71,61 @@ def from_torch(
     the leaf's dtype. `rename` is that of `to_torch`.
     Raises ValueError naming what is missing, unexpected or of another shape.
     """
+    return fill(tensors, abstract, lambda path, array: array, ignore, rename)
+
+
+def fill(
+    tensors: Mapping[str, Any],
+    abstract: Mapping[str, Any],
+    place: Callable[[Path, np.ndarray], Any],
+    ignore: Sequence[str] = (),
+    rename: Callable[[str], str] = str,
+) -> dict[str, Any]:
+    """`from_torch` tensor by tensor: each leaf is what place(path, array) returns, and the array is let go.
+
+    Names and shapes are all checked before the first tensor is read, without reading where `tensors` has a
+    method shape(key). Tensors are read in their own order, that of the files they lie in. The host holds one
+    tensor as stored and the same one in its new layout.
+    Raises ValueError as `from_torch` does.
+    """
     wanted = flatten(abstract)
     keys = _keys(abstract, rename)
-    missing = [key for key in keys.values() if key not in tensors]
+    paths = {key: path for path, key in keys.items()}
+    _check(tensors, wanted, keys, ignore)
+    filled = {}
+    for key in tensors:
+        if key in paths:
+            path = paths[key]
+            filled[path] = place(path, _leaf(path, tensors[key], wanted[path]))
+    return unflatten({path: filled[path] for path in wanted})
+
+
+def _check(
+    tensors: Mapping[str, Any], wanted: Mapping[Path, Any], keys: Mapping[Path, str], ignore: Sequence[str]
+) -> None:
     skip = re.compile("|".join(f"(?:{pattern})" for pattern in ignore) or r"(?!)")
-    known = set(keys.values())
-    unexpected = [key for key in tensors if key not in known and not skip.fullmatch(key)]
-    misshaped, filled = [], {}
+    shape_of = getattr(tensors, "shape", lambda key: np.shape(tensors[key]))
+    present, known = set(tensors), set(keys.values())
+    misshaped = []
     for path, leaf in wanted.items():
-        key = keys[path]
-        if key not in tensors:
-            continue
-        value = _from_torch_layout(path, np.asarray(tensors[key]), len(leaf.shape))
-        if value.shape == tuple(leaf.shape):
-            filled[path] = np.ascontiguousarray(value.astype(leaf.dtype, copy=False))
-        else:
-            misshaped.append(f"{key} ({value.shape} here as {path[-1]}, network wants {tuple(leaf.shape)})")
-    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+        if (key := keys[path]) in present:
+            stored = np.broadcast_to(np.int8(0), tuple(shape_of(key)))  # a shape to turn, no memory
+            shape = _from_torch_layout(path, stored, len(leaf.shape)).shape
+            if shape != tuple(leaf.shape):
+                misshaped.append(f"{key} ({shape} here as {path[-1]}, network wants {tuple(leaf.shape)})")
+    wrong = {
+        "missing": [key for key in keys.values() if key not in present],
+        "unexpected": [key for key in tensors if key not in known and not skip.fullmatch(key)],
+        "of another shape": misshaped,
+    }
     if any(wrong.values()):
-        parts = (f"{len(names)} {what}: {_some(names)}" for what, names in wrong.items() if names)
+        parts = (f"{len(names)} {what}: {some(names)}" for what, names in wrong.items() if names)
         raise ValueError(f"checkpoint does not fit the network; check the preset. {'; '.join(parts)}")
-    return unflatten(filled)
+
+
+def _leaf(path: Path, value: Any, leaf: Any) -> np.ndarray:
+    """The tensor in our layout and type, in one copy."""
+    return np.asarray(_from_torch_layout(path, np.asarray(value), len(leaf.shape)), leaf.dtype, order="C")
 
 
 def _keys(tree: Mapping[str, Any], rename: Callable[[str], str]) -> dict[Path, str]:
@@ -117,9 +151,10 @@ def _from_torch_layout(path: Path, value: np.ndarray, rank: int) -> np.ndarray:
 def _to_torch_layout(path: Path, value: np.ndarray) -> np.ndarray:
     if path[-1] == "kernel" and value.ndim >= 2:
         value = np.moveaxis(value, (-2, -1), (1, 0))
-    return np.ascontiguousarray(value)
+    return np.asarray(value, order="C")
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first names for an error message, and how many more there are."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16, which the library asks it for
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
