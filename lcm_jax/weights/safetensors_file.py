@@ -29,7 +29,15 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def __getitem__(self, key: str) -> np.ndarray:
         if key not in self._keys:
             raise KeyError(f"{self.path} holds no tensor {key!r}")
-        return self._file.get_tensor(key)
+        try:
+            return self._file.get_tensor(key)
+        except AttributeError as error:  # a type numpy has no name for, such as 8-bit floats
+            raise ValueError(
+                f"{self.path}: {key} is of a type that is not supported ({error}); take float16, bfloat16 or float32"
+            ) from None
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._keys))

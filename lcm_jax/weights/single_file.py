@@ -1,0 +1,153 @@
+"""Reads and writes whole Stable Diffusion models in one file of the original layout (CompVis, StabilityAI).
+
+Three families: "sd1" (SD 1.x), "sd2" (SD 2.x), "sdxl" (SDXL base). Components have the names and keys of diffusers'
+folders: unet, vae, text_encoder and, of SDXL, text_encoder_2. What the layout does not say, or says otherwise:
+
+- U-Nets that predict eps and v have the same tensors; a few files say which they are (`Description.kind`).
+- OpenCLIP's encoder has 24 layers in SD 2.x, whose last is never used: like its text projection it is no part of
+  text_encoder, as in diffusers' folders, but of `unused`. Written without them, a file is read as well.
+- A consistency model's map of w is kept as model.diffusion_model.time_embedding.cond_proj.weight.
+- Averages (model_ema) are passed over, as by others' readers: they are in `unused`.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from lcm_jax.weights.bijection import some, unflatten
+from lcm_jax.weights.ldm_family import FAMILIES, detect, is_ignored, under
+from lcm_jax.weights.ldm_layout import Entry, must_match
+from lcm_jax.weights.safetensors_file import SafetensorsFile, write_tree
+
+
+class Component(Mapping[str, np.ndarray]):
+    """Tensors of a file under diffusers' or transformers' keys; one is read when it is asked for.
+
+    `sizes` are the fields of UNetConfig, AutoencoderConfig or ClipTextConfig that the tensors tell.
+    """
+
+    def __init__(self, file: SafetensorsFile, prefix: str, entries: Sequence[Entry], sizes: dict[str, Any]):
+        self.sizes = sizes
+        self._file, self._prefix = file, prefix
+        stored = sorted(entries)  # in the order of the file
+        self._places = {key: (entry, part) for entry in stored for part, key in enumerate(entry.ours)}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        entry, part = self._place(key)
+        return entry.read(self._file[self._prefix + entry.original], part)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one array, without reading it."""
+        entry, part = self._place(key)
+        return entry.shapes(self._file.shape(self._prefix + entry.original))[part]
+
+    def _place(self, key: str) -> tuple[Entry, int]:
+        if key not in self._places:
+            raise KeyError(f"{self._file.path} holds no tensor {key!r} under {self._prefix}*")
+        return self._places[key]
+
+
+class SingleFile(Mapping[str, Component]):
+    """The components of a model by name; numbers and their types are as stored.
+
+    `description` is what `detect` says; `unused` has the ignored tensors under their own names.
+    Raises FileNotFoundError for no file; ValueError, in one line, for one that is truncated or of another kind,
+    or that has a network with tensors missing or too many.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file = SafetensorsFile(path)
+        self.metadata = self._file.metadata
+        shapes = {key: self._file.shape(key) for key in self._file}
+        try:
+            self.description = detect(shapes, self.metadata)
+            family = self.description.family
+            ignored = [key for key in shapes if is_ignored(key, family)]
+            self.unused = Component(self._file, "", [Entry(key, (key,)) for key in ignored], {})
+            for key in ignored:
+                del shapes[key]
+            self._components = {name: self._component(name, shapes) for name in self.description.components}
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def __getitem__(self, name: str) -> Component:
+        if name not in self._components:
+            raise KeyError(f"{self.path} holds no {name}; it has {', '.join(self._components)}")
+        return self._components[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._components
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._components)
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+    def _component(self, name: str, shapes: dict[str, tuple[int, ...]]) -> Component:
+        part = FAMILIES[self.description.family][name]
+        own = under(part.prefix, shapes)
+        sizes = part.sizes(own)
+        entries = part.entries(sizes, own)
+        must_match(own, [entry.original for entry in entries], name)
+        for entry in entries:
+            entry.shapes(own[entry.original])
+        return Component(self._file, part.prefix, entries, sizes)
+
+
+def write(
+    path: str | os.PathLike,
+    components: Mapping[str, Mapping[str, Any]],
+    family: str,
+    unused: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes {"unet": {diffusers' key: array in PyTorch's layout}, ...} as one file; every bit is kept.
+
+    `unused` are tensors as `SingleFile.unused` gives them; metadata {"modelspec.prediction_type": "v" or "epsilon"}
+    tells readers what the U-Net predicts. The model is held in memory.
+    Raises ValueError for an unknown family or component, and for tensors that are missing, too many or would not
+    come back.
+    """
+    parts = FAMILIES.get(family)
+    if parts is None:
+        raise ValueError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
+    tensors: dict[str, np.ndarray] = {}
+    for name, ours in components.items():
+        if name not in parts:
+            raise ValueError(f"{family} has no component {name!r}; it has {', '.join(parts)}")
+        prefix, sizes, entries = parts[name]
+        wanted = entries(sizes({key: _shape(ours, key) for key in ours}), ())
+        must_match(ours, [key for entry in wanted for key in entry.ours], name)
+        tensors |= {prefix + entry.original: entry.write(ours) for entry in wanted}
+    if lost := sorted(key for key in tensors if is_ignored(key, family)):
+        raise ValueError(f"readers of {family} pass over {some(lost)}: leave these out")
+    if alien := sorted(key for key in unused or {} if not is_ignored(key, family)):
+        raise ValueError(f"unused tensors cannot be named {some(alien)}: give those of SingleFile.unused")
+    tensors |= {key: np.asarray(value) for key, value in (unused or {}).items()}
+    if (found := detect({key: value.shape for key, value in tensors.items()}).family) != family:
+        raise ValueError(f"this U-Net is one of {found}, not of {family}: give the family it has")
+    try:
+        tree = unflatten({tuple(key.split(".")): value for key, value in tensors.items()})
+        write_tree(path, tree, {"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error}): make room on the disk, write again") from error
+
+
+def _shape(tensors: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Without reading the tensor where that can be."""
+    return tensors.shape(key) if isinstance(tensors, Component | SafetensorsFile) else np.shape(tensors[key])
