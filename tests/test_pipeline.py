@@ -99,7 +99,7 @@ def test_w_outside_the_trained_range_warns(student, teacher):
 def test_what_cannot_be_drawn_is_refused_before_any_compile(student, teacher):
     for pipe, name, message in (
         (student, "ddim", "a consistency model is not sampled with 'ddim'; choose lcm"),
-        (teacher, "lcm", "a diffusion model is not sampled with 'lcm'; choose ddim, dpmpp_2m"),
+        (teacher, "lcm", "a diffusion model is not sampled with 'lcm'; choose ddim, ddim_leading, dpmpp_2m"),
         (teacher, "ddmi", "not sampled with 'ddmi'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -18,6 +18,8 @@ def attend(q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads:
     if q.dtype == jnp.float64:  # jax's own takes its logits in float32 whatever comes in
         logits = jnp.einsum("bnhd,bmhd->bhnm", split(q), split(k)) * (q.shape[-1] // heads) ** -0.5
         return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), split(v)).reshape(q.shape)
+    if q.dtype == jnp.float16 and platform() == "cpu":  # knows no products of float16 summed in float32
+        return attend(*(x.astype(jnp.float32) for x in (q, k, v)), heads).astype(q.dtype)
     kernel = implementation(platform(), q.dtype, q.shape[-1] // heads)
     return jax.nn.dot_product_attention(split(q), split(k), split(v), implementation=kernel).reshape(q.shape)
 

@@ -65,11 +65,13 @@ def sliced(apply: Apply, x: Image, size: int = 1) -> Resized:
 
 def _starts(side: int, tile: int, overlap: int, ratio: Fraction) -> list[int]:
     """Where tiles begin along a side, evenly spread on multiples of the ratio's denominator."""
+    if side == tile:
+        return [0]
     unit = ratio.denominator
     if any(length % unit for length in (side, tile, overlap)):
         raise ValueError(f"side {side}, tile {tile} and overlap {overlap} must be multiples of {unit}")
     steps = math.ceil((side - tile) / (tile - overlap))  # from the first tile to the last
-    return [(side - tile) // unit * i // max(steps, 1) * unit for i in range(steps + 1)]
+    return [(side - tile) // unit * i // steps * unit for i in range(steps + 1)]
 
 
 def _fades(starts: list[int], tile: int, ratio: Fraction) -> Float[np.ndarray, "tiles t"]:

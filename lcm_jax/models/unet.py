@@ -24,12 +24,15 @@ from lcm_jax.models.layers import (
     time_features,
 )
 
-# What is recomputed in the backward pass, in place of being kept: nothing; each residual block and its transformer;
-# of those, all but the results of linear maps (attention weights, quadratic in pixels, are recomputed too).
+_POLICIES = jax.checkpoint_policies
+# What the backward pass recomputes instead of keeping it: nothing; each residual block with its transformer; of
+# those, all but the results of linear maps and convolutions (attention weights, quadratic in pixels, go too).
 REMAT = {
     "none": None,
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": _POLICIES.nothing_saveable,
+    "dots": _POLICIES.save_from_both_policies(
+        _POLICIES.dots_with_no_batch_dims_saveable, lambda op, *_, **__: op is jax.lax.conv_general_dilated_p
+    ),
 }
 
 
