@@ -16,6 +16,7 @@ from lcm_jax.captions import caption_encoder
 from lcm_jax.data import attribution, manifest
 from lcm_jax.data.image_loader import make_image_loader
 from lcm_jax.data.loader import Loader, make_loader
+from lcm_jax.diffusion.grid import FixedGrid
 from lcm_jax.diffusion.path import vp_path
 from lcm_jax.models import presets
 from lcm_jax.models.autoencoder import AutoencoderConfig, autoencoder
@@ -103,6 +104,9 @@ def latent_run(cfg: dict[str, Any]) -> Run:
             guidance=GuidanceSpec(float(w.low), float(w.high)),
             timestep_scaling=objective.boundary.timestep_scaling,
         )
+        if isinstance(objective.pair, FixedGrid):  # sampled at the times it was trained at, and at no others
+            n = objective.pair.intervals
+            spec = dataclasses.replace(spec, original_steps=n, steps=tuple(k for k in spec.steps if k <= n))
 
     loader = call(make_loader, "config.data", **cfg["data"], seed=cfg["seed"], **processes())
     check_data(loader.manifest, spec)

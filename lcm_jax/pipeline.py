@@ -103,8 +103,8 @@ class Pipeline:
 
     @property
     def default_steps(self) -> int:
-        """4 for a consistency model, 50 for a teacher."""
-        return 4 if self.spec.role == "consistency" else 50
+        """4 for a consistency model (fewer if it was trained at fewer times), 50 for a teacher."""
+        return min(4, self.spec.original_steps) if self.spec.role == "consistency" else 50
 
     @property
     def default_w(self) -> float:

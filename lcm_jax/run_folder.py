@@ -206,7 +206,7 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
     spread = np.linspace(0, run.loader.size - 1, SHOWN).astype(int)
     rows = run.loader.rows.batch(spread)
     names = [run.loader.row(i).caption for i in rows["index"]]
-    steps = 4 if run.spec.role == "consistency" else 25
+    steps = pipe.default_steps if run.spec.role == "consistency" else 25
     w = pipe.default_w
     sampler = pipe.sampler(pipe.default_sampler, steps)
     context, uncond = jnp.asarray(rows["context"]), run.frozen["batch"]["uncond"]

@@ -109,7 +109,8 @@ def read(
 def choose(
     found: Mapping[str, Captioned], splits: Sequence[str], limit: int | None = None
 ) -> dict[str, EvaluationSet]:
-    """Equal numbers everywhere: all held-out images unless `limit` or the training set has fewer to offer.
+    """Equal numbers everywhere: all held-out images, if they are asked for, unless `limit` or half of the
+    training set is fewer.
 
     Whole groups are drawn with a fixed seed, so two runs see the same images; training images to generate and
     those of the floor share no group. Raises ValueError for an unknown or empty split or too few images.
@@ -121,7 +122,7 @@ def choose(
             raise ValueError(f"the data set has no rows in split {split!r}: leave it out of --splits")
     train, heldout = found[TRAIN], found[HELDOUT]
     order = shuffled(train.groups)
-    n = min(x for x in (limit, len(heldout) or None, len(train) // 2) if x is not None)
+    n = min(x for x in (limit, len(heldout) if HELDOUT in splits else None, len(train) // 2) if x is not None)
     if n < 8:
         raise ValueError(f"only {n} images to score; scores need at least 8: raise --limit or encode more images")
     first = order[:n]

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lcm_jax.assess.evaluation import Judge
 from lcm_jax.assess.evaluation_plan import Setting, check
-from lcm_jax.assess.evaluation_set import Captioned, choose
+from lcm_jax.assess.evaluation_set import SPLITS, Captioned, choose
 from lcm_jax.assess.generation import generate
 from lcm_jax.data.example import TRAIN
 from lcm_jax.evaluate import report, scores
@@ -42,7 +42,8 @@ def sweep(
     who = "student" if name == "lcm" else "teacher"
     for w in ws:
         check(Setting(who, name, steps, w, TRAIN), pipe)
-    judge = Judge(choose(found, [TRAIN], limit)[TRAIN], net, pipe, resamples, progress)
+    splits = [split for split in SPLITS if len(found[split])]  # no more training captions than held-out ones
+    judge = Judge(choose(found, splits, limit)[TRAIN], net, pipe, resamples, progress)
     rows = []
     total = len(ws) * len(judge.asked) * pipe.nfe(name, steps)
     with tqdm(total=total, unit="evaluation", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:

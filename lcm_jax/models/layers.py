@@ -13,25 +13,33 @@ Resized = Float[Array, "b _ _ _"]  # an image of other sides or channels than th
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over (h, w, c / groups), statistics in float32 (arXiv 1803.08494)."""
+    """Group normalisation over (h, w, c / groups), statistics in float32 (arXiv 1803.08494).
 
-    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5):
+    Without `scaled` there is a learned shift alone.
+    """
+
+    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5, scaled: bool = True):
         if channels % groups:
             raise ValueError(f"{channels} channels do not split into {groups} groups; change norm_groups")
         self.groups, self.eps = groups, eps
-        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.scale = nnx.Param(jnp.ones((channels,))) if scaled else None
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
     def __call__(self, x: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
         b, c = x.shape[0], x.shape[-1]
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        h = x.astype(wide).reshape(b, -1, self.groups, c // self.groups)
-        mean = h.mean((1, 3), keepdims=True)
-        var = jnp.square(h - mean).mean((1, 3), keepdims=True)
-        # One multiply-add per element: scale and shift are folded into [b, 1, groups, c / groups].
-        gain = jax.lax.rsqrt(var + self.eps) * self.scale[...].reshape(1, 1, self.groups, -1)
-        shift = self.bias[...].reshape(1, 1, self.groups, -1) - mean * gain
-        return (h * gain + shift).reshape(x.shape).astype(x.dtype)
+        h = x.astype(wide).reshape(b, -1, c)
+        # Moments of each channel first, then of a group's channels: all long loops run over whole rows of c.
+        mean_c = h.mean(1, keepdims=True)
+        var_c = jnp.square(h - mean_c).mean(1)
+        mean_c, var_c = mean_c.reshape(b, self.groups, -1), var_c.reshape(b, self.groups, -1)
+        mean = mean_c.mean(-1, keepdims=True)
+        var = (var_c + jnp.square(mean_c - mean)).mean(-1, keepdims=True)
+        # One multiply-add per element: scale and shift are folded into [b, groups, c / groups].
+        scale = jnp.ones((c,), wide) if self.scale is None else self.scale[...]
+        gain = jax.lax.rsqrt(var + self.eps) * scale.reshape(1, self.groups, -1)
+        shift = self.bias[...].reshape(1, self.groups, -1) - mean * gain
+        return (h * gain.reshape(b, 1, c) + shift.reshape(b, 1, c)).reshape(x.shape).astype(x.dtype)
 
 
 class Identity(nnx.Module):

@@ -59,6 +59,8 @@ def optimizer(
             adam_weight_decay=weight_decay,
             muon_weight_dimension_numbers=kernels,
             consistent_rms=0.2,
+            ns_steps=4,  # as close to orthogonal as five without this preconditioning (arXiv 2512.04632)
+            preconditioning="aol",
         ),
     }
     if name not in makers:

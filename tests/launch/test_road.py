@@ -14,6 +14,7 @@ from lcm_jax.data import manifest
 from lcm_jax.evaluate import grid
 from lcm_jax.models import flax_file
 from lcm_jax.pipeline import Pipeline
+from lcm_jax.sampling.few_step import lcm_times
 from lcm_jax.weights import folder
 
 
@@ -95,6 +96,16 @@ def test_weights_and_steps_of_a_run_can_be_chosen(road):
         run_folder.load(road.lcd.run, step=99)
     with pytest.raises(ValueError, match="unknown weights 'best'; choose one of ema, params, target"):
         run_folder.load(road.lcd.run, weights="best")
+
+
+def test_a_model_trained_at_few_times_is_sampled_at_those(road, data):
+    objective = {"name": "lcd", "grid": "fixed", "skip": 250, "w_width": tiny.W_WIDTH}
+    model = {"teacher": str(road.teacher.exported), "w_width": tiny.W_WIDTH}
+    made = build.run(tiny.config(objective, model, data.latents))
+    made.loader.close()
+    assert made.spec.original_steps == 4 and made.spec.steps == (1, 2, 4)
+    np.testing.assert_array_equal(lcm_times(4, 1000, made.spec.original_steps), [999, 749, 499, 249])
+    assert run_folder.load(road.lcd.run)[0].original_steps == 50  # trained at any time
 
 
 def test_samples_during_training_are_kept_with_their_settings(road):

@@ -73,6 +73,13 @@ def test_a_smooth_image_has_the_same_features_at_any_size(small):
     assert float(jnp.abs(same - smaller).max()) < 0.02 * float(jnp.abs(same).max())
 
 
+def test_a_small_image_is_not_enlarged(small):
+    """Enlarging is a blur: a checkerboard of single pixels stands out less from grey after it."""
+    board = np.indices((24, 24)).sum(0)[None, :, :, None].repeat(3, -1) % 2 * 2.0 - 1
+    away = lambda image: float(jnp.abs(small(image) - small(np.zeros_like(image))).max())
+    assert away(board) > away(np.asarray(jax.image.resize(board, (1, 32, 32, 3), "linear")))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height, width", [(6, 6), (7, 4)])
 def test_the_nine_taps_are_a_grouped_convolution(stride, height, width):

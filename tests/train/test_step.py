@@ -194,7 +194,9 @@ def distil(mesh, rules, steps=10):
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     losses = []
     for _ in range(steps):
+        before = jax.tree.leaves(state)
         state, metrics = step(state, frozen, place_batch(latents(), mesh), replicate(KEY, mesh))
+        assert all(leaf.is_deleted() for leaf in before)
         losses.append(float(metrics["loss/mean"]))
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings))
     return np.array(losses), jax.device_get(state.params)
