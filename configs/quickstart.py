@@ -6,11 +6,15 @@ from configs import emoji_lcd
 
 
 def get_config() -> ConfigDict:
-    """Eight times, T / 8 apart: what t = T - 1 must know passes 8 targets, and DDIM in 8 steps is as good as 50."""
+    """Eight times, T / 8 apart: what t = T - 1 must know passes 8 targets, and DDIM in 8 steps is as good as 50.
+
+    The rate is low: a student that starts as a good teacher has details to lose. At 1e-3, 150 updates left pictures
+    of 2 to 8 steps worse than none.
+    """
     c = emoji_lcd.get_config()
     c.steps = 400
     c.objective.update(grid="fixed", skip=125, w_max=2.0, mu=None)
-    c.optimizer = dict(name="muon", rate=1e-3, schedule="cosine", warmup=20, b2=0.99, clip=1.0)
+    c.optimizer = dict(name="muon", rate=3e-4, schedule="cosine", warmup=20, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.98)
     c.loop = dict(log_steps=20, checkpoint_steps=200, sample_steps=200)
     return c

@@ -157,7 +157,10 @@ def export(
     config = json.loads((Path(where) / CONFIG).read_text())
     if spec.role == "autoencoder":
         networks = {"autoencoder": normalised(spec, networks["autoencoder"], config["data"])}
-    about = {**spec.about, "training": {"step": step, "weights": weights, "config": config}}
+    training = {"step": step, "weights": weights, "config": config}
+    if "training" in spec.about:  # of what the run went on from
+        training["before"] = spec.about["training"]
+    about = {**spec.about, "training": training}
     description = replace(spec, about=about).to_json()
     return flax_folder.write(out, description, networks, flax_file.to_bytes if msgpack else None, dtype, overwrite)
 

@@ -1,0 +1,19 @@
+"""Trains the diffusion teacher of the emoji demo on from where it stands, warming the rate up again.
+
+    python -m launch.train --config configs/emoji_teacher_longer.py --run runs/emoji_teacher_longer
+
+Starts from the shipped teacher; set config.model.start to your own. Each such round lowers the loss further.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji_teacher
+
+
+def get_config() -> ConfigDict:
+    """configs/emoji_teacher.py with the weights of `start` instead of fresh ones."""
+    c = emoji_teacher.get_config()
+    c.steps = 3400
+    c.model = dict(start="emoji-teacher")
+    c.optimizer.rate = 2.5e-3
+    return c
