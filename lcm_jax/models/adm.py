@@ -47,28 +47,19 @@ class ADMConfig:
             raise ValueError(f"dropout is {self.dropout}: give a share of at least 0 and below 1")
 
 
-def uniform(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Kaiming-uniform with a gain of sqrt(1/3): U(-1, 1) / sqrt(fan_in)."""
-    fan_in = 1
-    for n in shape[:-1]:
-        fan_in *= n
-    return jax.random.uniform(key, shape, dtype, -1, 1) / jnp.sqrt(fan_in)
-
-
-def _bias(fan_in: int):
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -1, 1) / jnp.sqrt(fan_in)
+def uniform(fan_in: int) -> nnx.Initializer:
+    """Kaiming-uniform with a gain of sqrt(1/3), of kernels and biases alike: U(-1, 1) / sqrt(fan_in)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -1, 1) / fan_in**0.5
 
 
 def _conv(inp: int, out: int, size: int, cfg: ADMConfig, rngs: nnx.Rngs, zero: bool = False) -> nnx.Conv:
-    zeros = nnx.initializers.zeros
-    inits = {"kernel_init": zeros, "bias_init": zeros} if zero else {
-        "kernel_init": uniform, "bias_init": _bias(inp * size * size)
-    }  # fmt: skip
-    return conv(inp, out, size, rngs=rngs, dtype=jnp.dtype(cfg.dtype), **inits)
+    init = nnx.initializers.zeros if zero else uniform(inp * size * size)
+    return conv(inp, out, size, rngs=rngs, dtype=jnp.dtype(cfg.dtype), kernel_init=init, bias_init=init)
 
 
 def _linear(inp: int, out: int, cfg: ADMConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inp, out, kernel_init=uniform, bias_init=_bias(inp), rngs=rngs, dtype=jnp.dtype(cfg.dtype))
+    init = uniform(inp)
+    return nnx.Linear(inp, out, kernel_init=init, bias_init=init, rngs=rngs, dtype=jnp.dtype(cfg.dtype))
 
 
 def halve(x: Image) -> Resized:
