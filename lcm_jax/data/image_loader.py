@@ -28,6 +28,7 @@ class ImageRows:
             bar = tqdm(loaded, "decode", len(examples), unit="image", dynamic_ncols=True)
             self.pixels = np.stack(list(bar))
         self.names = [Row(e.key, e.caption, e.group, e.split, e.tags) for e in examples]
+        self.chosen = np.arange(len(examples), dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -39,7 +40,7 @@ class ImageRows:
 
     def batch(self, positions: Integer[np.ndarray, " b"]) -> dict[str, np.ndarray]:
         """{"image": uint8 [b, h, w, 3], "index": int32 [b]}."""
-        return {"image": self.pixels[positions], "index": positions.astype(np.int32)}
+        return {"image": self.pixels[positions], "index": self.chosen[positions]}
 
 
 def training_images(
@@ -65,4 +66,4 @@ def make_image_loader(
 ) -> Loader:
     """Batches of `training_images`; raises ValueError if there are none or too few."""
     rows = training_images(reader_name, image_size, split, options)
-    return stream(rows, batch_size, seed, process_index, process_count, None, True, threads)
+    return stream(rows, batch_size, seed, process_index, process_count, None, True, "examples", threads)

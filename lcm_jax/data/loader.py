@@ -1,6 +1,7 @@
 """Shuffled batches of stored latents: this process's part of a global order that no process count changes."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, SupportsIndex, runtime_checkable
@@ -17,12 +18,14 @@ class Rows(Protocol):
     """What a loader draws from: rows by position, each with a name."""
 
     names: Sequence[Row]
+    chosen: np.ndarray  # the row number of each position
     fingerprint: str  # which examples, in which order
 
     def __len__(self) -> int: ...
     def batch(self, positions: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
+ORDERS = ("examples", "groups")  # what an epoch visits once
 PREFETCH = 4  # batches ready ahead; a step's batch is small against what waits for it
 
 
@@ -37,20 +40,23 @@ def make_loader(
     shuffle: bool = True,
     tag: str | None = None,
     groups: Sequence[str] | None = None,
+    each: str = "examples",
     memory_limit: int = 4 * 2**30,
     threads: int = 2,
 ) -> "Loader":
     """Batches of the latent data set(s) in `folder`; `batch_size` is global, `split` None takes both splits.
 
-    `tag` and `groups` choose a subset; sets up to `memory_limit` bytes are decoded once and served from
-    memory. A missing or damaged shard, an empty choice or a batch larger than the set raise ValueError or
-    FileNotFoundError here, before anything is compiled.
+    `tag` and `groups` choose a subset. An epoch visits `each` of the "examples" once or, so that many
+    variants of one thing do not crowd out the rest, each of the "groups" once, by a member drawn at random.
+    Sets up to `memory_limit` bytes are decoded once and served from memory. A missing or damaged shard, an
+    empty choice or a batch larger than the set raise ValueError or FileNotFoundError here, before anything
+    is compiled.
     """
     folders = [folder] if isinstance(folder, str | Path) else list(folder)
     rows = LatentRows(folders, split, tag, groups)
     if rows.nbytes <= memory_limit:
         rows.load()
-    return stream(rows, batch_size, seed, process_index, process_count, num_epochs, shuffle, threads)
+    return stream(rows, batch_size, seed, process_index, process_count, num_epochs, shuffle, each, threads)
 
 
 def stream(
@@ -61,54 +67,61 @@ def stream(
     process_count: int,
     num_epochs: int | None,
     shuffle: bool,
+    each: str,
     threads: int,
 ) -> "Loader":
     """Shuffled batches of any rows; raises ValueError for sizes that do not fit each other."""
-    if batch_size > len(rows):
-        raise ValueError(
-            f"batch size {batch_size} is larger than the set of {len(rows)} examples; make it smaller"
-        )
+    if each not in ORDERS:
+        raise ValueError(f"an epoch cannot visit each of the {each!r}; choose from {', '.join(ORDERS)}")
+    members = _members(rows) if each == "groups" else None
+    size = len(rows if members is None else members)
+    if batch_size > size:
+        raise ValueError(f"batch size {batch_size} is larger than the set of {size} {each}; make it smaller")
     if batch_size % process_count:
         raise ValueError(f"batch size {batch_size} does not divide by {process_count} processes; change it")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process index {process_index} is outside 0..{process_count - 1}")
 
     # The order is a stream of indices; a process loads only its slice of each global batch. Batches run
-    # across epoch borders, so every epoch visits every example once and only the very end is dropped.
-    order = grain.MapDataset.range(len(rows))
+    # across epoch borders, so every epoch visits everything once and only the very end is dropped.
+    order = grain.MapDataset.range(size)
     if shuffle:
         order = order.shuffle(seed=seed)
+    order = order.repeat(num_epochs)
+    if members is not None:  # after repeat, so that each visit draws anew
+        order = order.random_map(lambda group, rng: rng.choice(members[group]), seed=seed)
     own = batch_size // process_count
     mine = slice(process_index * own, (process_index + 1) * own)
-    batches = (
-        order.repeat(num_epochs)
-        .batch(batch_size, drop_remainder=True)
-        .map(lambda indices: rows.batch(np.asarray(indices)[mine]))
+    batches = order.batch(batch_size, drop_remainder=True).map(
+        lambda positions: rows.batch(np.asarray(positions)[mine])
     )
-    identity = {"size": len(rows), "rows": rows.fingerprint, "seed": seed, "batch_size": batch_size}
-    return Loader(batches, rows, {**identity, "shuffle": shuffle}, threads)
+    identity = {"size": size, "rows": rows.fingerprint, "seed": seed, "batch_size": batch_size}
+    return Loader(batches, rows, {**identity, "shuffle": shuffle, "each": each}, size, threads)
+
+
+def _members(rows: Rows) -> list[np.ndarray]:
+    """The positions that share a group, group by group in the order of their first."""
+    found = defaultdict(list)
+    for position, number in enumerate(rows.chosen):
+        found[rows.names[number].group].append(position)
+    return [np.array(positions) for positions in found.values()]
 
 
 class Loader:
     """Iterator over dict batches of numpy arrays whose position is a JSON value.
 
     A batch holds mean, std float32 [b, h, w, c] (unscaled posterior), context float32 [b, l, d] and/or tokens
-    int32 [b, l], and index int32 [b], the row of each example (see `row`).
+    int32 [b, l], and index int32 [b], the row of each example (see `row`). `size` examples make an epoch.
     """
 
-    def __init__(self, batches: grain.MapDataset, rows: Rows, identity: dict, threads: int):
-        self.rows, self.identity = rows, identity
+    def __init__(self, batches: grain.MapDataset, rows: Rows, identity: dict, size: int, threads: int):
+        self.rows, self.identity, self.size = rows, identity, size
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(threads, PREFETCH)))
 
     @property
     def manifest(self) -> Manifest:
         """The manifest of the (first) folder."""
         return self.rows.manifests[0]
-
-    @property
-    def size(self) -> int:
-        """Number of examples in one epoch."""
-        return len(self.rows)
 
     def row(self, index: SupportsIndex) -> Row:
         """Key, caption, group, split and tags of a batch's "index" entry."""

@@ -63,15 +63,34 @@ def test_any_number_of_processes_gives_the_same_global_batches(make, memory_limi
         same(batch, {k: np.concatenate([p[k] for p in part]) for k in batch})
 
 
-@pytest.mark.parametrize("memory_limit", [2**30, 0])
-@pytest.mark.parametrize("stop", [0, 1, 7, 11])
-def test_position_survives_json_exactly(make, memory_limit, stop):
+def test_an_epoch_may_visit_every_group_once_by_a_random_member(make):
     folder, _ = make(40)
-    loader = make_loader(folder, "train", 8, memory_limit=memory_limit)
+    loader = make_loader(folder, "train", 4, each="groups", num_epochs=60)
+    groups = {row.group for row in loader.rows.names if row.split == "train"}
+    assert loader.size == len(groups) < len(loader.rows)
+    index = np.concatenate([b["index"] for b in loader])
+    epochs = index[: len(index) // len(groups) * len(groups)].reshape(-1, len(groups))
+    assert all({loader.row(i).group for i in epoch} == groups for epoch in epochs)
+    # Each member of a group of two is missed 55 times in a row less often than once in 10^16 runs.
+    assert set(index.tolist()) == set(loader.rows.chosen.tolist())
+    parts = [
+        take(make_loader(folder, "train", 4, each="groups", process_index=p, process_count=2), 5) for p in (0, 1)
+    ]
+    assert np.concatenate([b["index"] for pair in zip(*parts, strict=True) for b in pair]).tolist() == (
+        index[:20].tolist()
+    )
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+@pytest.mark.parametrize("each", ["examples", "groups"])
+@pytest.mark.parametrize("stop", [0, 1, 7, 11])
+def test_position_survives_json_exactly(make, memory_limit, stop, each):
+    folder, _ = make(40)
+    loader = make_loader(folder, "train", 8, memory_limit=memory_limit, each=each)
     take(loader, stop)
     state = json.loads(json.dumps(loader.get_state()))
     expected = take(loader, 6)
-    fresh = make_loader(folder, "train", 8, memory_limit=memory_limit)
+    fresh = make_loader(folder, "train", 8, memory_limit=memory_limit, each=each)
     take(fresh, 3)
     fresh.set_state(state)
     for a, b in zip(expected, take(fresh, 6), strict=True):
@@ -83,6 +102,8 @@ def test_position_of_another_order_is_refused(make):
     state = make_loader(folder, "train", 8, seed=1).get_state()
     with pytest.raises(ValueError, match="seed 1, now 0; batch_size 8, now 4"):
         make_loader(folder, "train", 4).set_state(state)
+    with pytest.raises(ValueError, match="each 'examples', now 'groups'"):
+        make_loader(folder, "train", 8, seed=1, each="groups").set_state(state)
 
 
 def test_subset_by_tag_and_group_and_split(make):
@@ -115,6 +136,8 @@ def test_errors_before_the_first_batch(make, tmp_path):
         ({"folder": tmp_path / "none"}, FileNotFoundError, "none does not exist"),
         ({"folder": []}, ValueError, "no latent folder given"),
         ({"batch_size": 64}, ValueError, f"64 is larger than the set of {n}"),
+        ({"each": "groups", "batch_size": 24}, ValueError, "24 is larger than the set of [0-9]+ groups"),
+        ({"each": "group"}, ValueError, "each of the 'group'; choose from examples, groups"),
         ({"process_count": 3}, ValueError, "does not divide by 3"),
         ({"process_index": 2, "process_count": 2}, ValueError, "outside 0..1"),
         ({"tag": "blue"}, ValueError, "empty.*'blue'.*tags: even, odd"),
