@@ -12,9 +12,9 @@ def get_config() -> ConfigDict:
     of 2 to 8 steps worse than none.
     """
     c = emoji_lcd.get_config()
-    c.steps = 400
+    c.steps = 600
     c.objective.update(grid="fixed", skip=125, w_max=2.0, mu=None)
     c.optimizer = dict(name="muon", rate=3e-4, schedule="cosine", warmup=20, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.98)
-    c.loop = dict(log_steps=20, checkpoint_steps=200, sample_steps=200)
+    c.loop = dict(log_steps=20, checkpoint_steps=300, sample_steps=300)
     return c

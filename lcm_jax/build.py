@@ -90,13 +90,14 @@ def latent_run(cfg: dict[str, Any]) -> Run:
         raise ValueError(f"objective {name!r} distils: set config.model.teacher to a model folder")
     if not objective.needs_teacher and start.teacher is not None:
         raise ValueError(f"objective {name!r} has no use for config.model.teacher: name it in config.model.start")
-    w = getattr(objective, "w", None)
+    reading = getattr(objective, "reading", None)
+    w = getattr(reading, "w", None)
     if (w is None) != (spec.unet.w_width is None):
         need = "needs a width, such as 256" if w is not None else "has none"
         raise ValueError(f"config.model.w_width is {spec.unet.w_width}: objective {name!r} {need}")
     if w is not None:
-        if objective.w_width != spec.unet.w_width:
-            widths = f"config.objective.w_width {objective.w_width}, config.model.w_width {spec.unet.w_width}"
+        if reading.w_width != spec.unet.w_width:
+            widths = f"config.reading.w_width {reading.w_width}, config.model.w_width {spec.unet.w_width}"
             raise ValueError(f"{widths}: make them equal")
         spec = dataclasses.replace(
             spec,

@@ -15,6 +15,5 @@ Params = Mapping[str, Any]  # nested dicts of arrays
 Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
 Field = Callable[[Latent, Times], Any]  # (z, t) -> diffusion.path.Prediction, all else bound
-Distance = Callable[[Latent, Latent], PerSample]  # (a, b) -> one number a sample
 PairWeight = Callable[[Times, Times], PerSample]  # (t, s) -> lambda
-Coupling = Callable[[Latent, Latent], Latent]  # (z0, eps) -> eps, paired with z0
+Coupling = Callable[[Latent, Latent], tuple[Latent, Metrics]]  # (z0, eps) -> eps paired with z0, what to log

@@ -30,7 +30,7 @@ PURE = ("typing", "diffusion", "objectives", "sampling")  # arrays in, arrays ou
 PURE_LIBRARIES = {"jax", "numpy", "jaxtyping"}
 DOORS = {  # library: the only places it may be imported, of lcm_jax unless launch or configs
     "flax": ["models"],
-    "optax": ["train.optimizer", "train.step"],
+    "optax": ["train.optimizer", "train.step", "diffusion.coupling"],
     "orbax": ["train.checkpoint"],
     "ml_collections": ["build", "configs", "launch"],
     "absl": ["launch"],
@@ -86,7 +86,7 @@ def wrong_arrows(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {name}: the door of {top} is {', '.join(DOORS[top])}")
         elif top in ABSENT:
             found.append(f"{module} imports {name}: no part of the core install")
-        elif top != "lcm_jax" and package == "lcm_jax" and layer in PURE and top not in PURE_LIBRARIES:
+        elif package == "lcm_jax" and layer in PURE and top not in PURE_LIBRARIES | {"lcm_jax", *DOORS}:
             found.append(f"{module} imports {name}: {layer} knows jax and numpy only")
     return found
 

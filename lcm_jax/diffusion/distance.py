@@ -63,9 +63,12 @@ def dimension_delta(d: int) -> float:
     return 0.00054 * d**0.5
 
 
-def scheduled_delta(N: int | Num[Array, ""], d: int, first: int = 10) -> Float[Array, ""]:
-    """sLCT's scale at N intervals: exp(-1.15 ln N - .85); iCT's .00054 sqrt(d) up to the `first` N."""
-    return jnp.where(N <= first, dimension_delta(d), jnp.exp(-1.15 * jnp.log(1.0 * N) - 0.85))
+def scheduled_delta(N: int | Num[Array, ""], first: float = 0.03456, until: int = 10) -> Float[Array, ""]:
+    """sLCT's scale at N intervals, for the mean: exp(-1.15 ln N - .85), and `first` for N <= `until`.
+
+    The default is what iCT's .00054 sqrt(d) gives 4,096 elements; the mean knows no size, so it serves any.
+    """
+    return jnp.where(N <= until, first, jnp.exp(-1.15 * jnp.log(1.0 * N) - 0.85))
 
 
 def _difference(a: Latent, b: Latent) -> Latent:

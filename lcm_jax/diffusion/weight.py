@@ -20,9 +20,9 @@ def inverse_step(t: Times, s: Times) -> PerSample:
     return 1 / (t - s)
 
 
-def karras(t: Times, s: Times) -> PerSample:
+def karras(t: Times, s: Times, sigma_data: float = SIGMA_DATA) -> PerSample:
     """1 / t^2 + 1 / sigma_data^2 on a VE path (EDM Tab. 1; the same as ECT's (t^2 + sd^2) / (t sd)^2)."""
-    return 1 / t**2 + 1 / SIGMA_DATA**2
+    return 1 / t**2 + 1 / sigma_data**2
 
 
 WEIGHTS: dict[str, Callable[[Times, Times], PerSample]] = {

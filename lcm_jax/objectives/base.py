@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from lcm_jax.typing import Batch, Latent, Metrics
 
 
+Decay = float | Callable[[Array], Array] | None  # of the target's average; a function takes the training step
+
+
 class Nets(NamedTuple):
     """The networks of one step with their parameters bound: call them like the module's apply.
 
@@ -28,9 +31,9 @@ class Nets(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A training method. `mu` is the target's decay, None when the target is the online network."""
+    """A training method. `mu` is the target's decay (at a step), None when the target is the online network."""
 
-    mu: float | None
+    mu: Decay
     needs_teacher: bool
 
     def loss(
@@ -41,9 +44,14 @@ class Objective(Protocol):
 
 
 def draw_latent(batch: Batch, key: PRNGKeyArray) -> Latent:
-    """A sample of the cached posterior in diffusion units: (mean + std n) * scale."""
+    """A sample of the cached posterior in diffusion units: (mean + std n - shift) * scale; no shift is 0.
+
+    `shift` and `scale` are one number, one a channel [c] or one an element [h, w, c].
+    """
     n = jax.random.normal(key, batch["mean"].shape, batch["mean"].dtype)
-    return (batch["mean"] + batch["std"] * n) * batch["scale"]
+    raw = batch["mean"] + batch["std"] * n
+    wide = lambda name: jnp.broadcast_to(jnp.asarray(batch[name], raw.dtype), raw.shape)
+    return (raw - wide("shift") if "shift" in batch else raw) * wide("scale")
 
 
 def drop_context(

@@ -1,14 +1,13 @@
 """Latent consistency distillation: a guided teacher's solver step ties neighbouring times (LCM Alg. 1)."""
 
-from functools import partial
-
-from lcm_jax.diffusion import coupling, distance, solver, weight
+from lcm_jax.diffusion import coupling, solver, weight
 from lcm_jax.diffusion.boundary import LCMBoundary
 from lcm_jax.diffusion.grid import FixedGrid, UniformSkip
 from lcm_jax.diffusion.path import VPTable
 from lcm_jax.objectives.base import Uniform
 from lcm_jax.objectives.consistency import Consistency
-from lcm_jax.typing import Distance
+from lcm_jax.objectives.reading import Captioned
+from lcm_jax.objectives.robust import robust
 
 
 def build(
@@ -32,16 +31,13 @@ def build(
     """
     return Consistency(
         path=path,
-        kind=kind,
+        reading=Captioned(kind, Uniform(w_min, w_max), w_width, drop),
         boundary=LCMBoundary(timestep_scaling),
         pair=skipping(grid, path.T, skip),
         solver=solver.get(solver_name),
         distance=robust(distance_name, delta),
         weight=weight.uniform,
         couple=coupling.independent,
-        w=Uniform(w_min, w_max),
-        w_width=w_width,
-        drop=drop,
         needs_teacher=True,
         mu=mu,
     )
@@ -53,8 +49,3 @@ def skipping(grid: str, T: int, skip: int) -> UniformSkip | FixedGrid:
     if grid not in laws:
         raise ValueError(f"unknown grid {grid!r}; choose any (LCM Alg. 1) or fixed (diffusers)")
     return laws[grid]()
-
-
-def robust(name: str, delta: float) -> Distance:
-    """The distance by name with its scale bound, where it has one."""
-    return partial(distance.get(name), **({} if name in ("l1", "l2") else {"delta": delta}))

@@ -79,7 +79,8 @@ def train_step(
         grads, metrics = gradient(state, frozen, batch, jax.random.fold_in(key, state.step))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        target = None if state.target is None else average(state.target, params, objective.mu)
+        mu = objective.mu(state.step) if callable(objective.mu) else objective.mu
+        target = None if state.target is None else average(state.target, params, mu)
         # Young averages follow closely, so that a short run does not sample from its initial noise.
         count = state.step.astype(jnp.float32)
         ema = average(state.ema, params, jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count)))

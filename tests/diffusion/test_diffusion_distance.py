@@ -1,4 +1,4 @@
-"""Distances, the robust scale, the weights and the coupling."""
+"""Distances, the robust scale and the weights."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gaussian import latents
 
-from lcm_jax.diffusion import coupling, distance, weight
+from lcm_jax.diffusion import distance, weight
 from lcm_jax.diffusion.path import VE, output_of, vp_path
 
 ROBUST = {"huber": distance.huber, "pseudo_huber": distance.pseudo_huber, "cauchy": distance.cauchy,
@@ -70,8 +70,10 @@ def test_ect_distance_is_the_norm_with_finite_slope():
 def test_scheduled_scale():
     N = np.array([10, 20, 40, 80, 160, 320, 640])
     expected = [0.03456, 0.013635, 0.0061444, 0.0027688, 0.0012477, 0.00056225, 0.00025336]
-    got = [jax.jit(distance.scheduled_delta, static_argnums=1)(n, 4096) for n in N]
+    got = [jax.jit(distance.scheduled_delta)(n) for n in N]
     np.testing.assert_allclose(got, expected, rtol=5e-5)
+    assert distance.scheduled_delta(8, first=0.05, until=8) == pytest.approx(0.05)
+    assert distance.dimension_delta(4096) == pytest.approx(0.03456)
     np.testing.assert_allclose(distance.dimension_delta(3072), 0.0299, rtol=2e-3)
 
 
@@ -102,10 +104,6 @@ def test_snr_laws_cut_where_they_say():
     np.testing.assert_allclose(weight.truncated_snr(path, "x0", t), [snr[0], 1], rtol=1e-5)
     np.testing.assert_allclose(weight.min_snr(path, "eps", t, gamma=2.0), [2 / snr[0], 1], rtol=1e-5)
 
-
-def test_independent_coupling_keeps_the_noise():
-    eps = latents(seed=1)
-    np.testing.assert_array_equal(coupling.independent(latents(), eps), eps)
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,16 @@ def weights(seed=0, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).uniform(0.2, 0.8, 4), dtype)
 
 
-def network(p, z, t=None, context=None, w_features=None, *, method=None):
-    """Bends z by time, caption and guidance; as an autoencoder, doubles or halves the channels."""
+def network(p, z, t=None, context=None, w_features=None, *, labels=None, dropout_key=None, method=None):
+    """Bends z by time, caption or label and guidance; as an autoencoder, doubles or halves the channels."""
     if method == "encode":
         return jnp.tanh(jnp.concatenate([p[0] * z, p[1] * z - 1], axis=-1))
     if method == "decode":
         return p[2] * z + p[3]
     one = lambda v: v.astype(z.dtype).reshape(-1, *[1] * (z.ndim - 1))
-    out = p[0] * z + p[1] * one(t / 1000) * jnp.sin(z) + p[2] * one(context.mean((1, 2)))
+    out = p[0] * z + p[1] * one(t / 1000) * jnp.sin(z)
+    out = out if context is None else out + p[2] * one(context.mean((1, 2)))
+    out = out if labels is None else out + p[2] * one(labels)
     return out if w_features is None else out + p[3] * one(w_features[:, 0])
 
 

@@ -23,7 +23,7 @@ def test_algorithm_1_in_numpy():
     eps = jax.random.normal(jax.random.key(9), data["mean"].shape)
     student, target, teacher = weights(0), weights(1), weights(2)
     objective = replace(
-        lcd.build(PATH, "eps", w_min=w, w_max=w, w_width=8), pair=At(t, s), couple=lambda z0, drawn: eps
+        lcd.build(PATH, "eps", w_min=w, w_max=w, w_width=8), pair=At(t, s), couple=lambda z0, drawn: (eps, {})
     )
     ours = objective.loss(nets(student, target, teacher), data, KEY, STEP)[0]
 

@@ -12,7 +12,8 @@ from fakes import KEY, STEP, batch, nets, weights
 from lcm_jax.diffusion.path import vp_path
 from lcm_jax.objectives.base import Uniform, draw_latent, drop_context, get, names
 
-NEEDED = {"path": vp_path(), "kind": "v"}
+LCM = {"path": vp_path(), "kind": "v"}
+NEEDED = {**LCM, "steps": 100, "stage_steps": 10}
 
 
 def built(name):
@@ -28,8 +29,7 @@ def loss_of(objective, batch):
 
 
 def test_the_folder_is_the_list():
-    assert {"diffusion", "lcd", "lcf", "autoencoder"} <= set(names())
-    assert not {"base", "consistency"} & set(names())
+    assert {"diffusion", "lcd", "lcf", "autoencoder", "cd", "ct", "ict", "slct", "ect", "edm"} == set(names())
 
 
 @pytest.mark.parametrize("name", names())
@@ -51,7 +51,8 @@ def test_loss_and_gradient(name):
 @pytest.mark.parametrize("name", names())
 def test_what_it_declares(name):
     objective = built(name)
-    assert objective.mu is None or 0 <= objective.mu < 1
+    mu = objective.mu(jnp.asarray(50)) if callable(objective.mu) else objective.mu
+    assert mu is None or 0 <= mu < 1
     assert isinstance(objective.needs_teacher, bool)
     assert hash(type(objective)) and objective.__dataclass_params__.frozen
 
@@ -67,26 +68,42 @@ def test_unknown_names_and_settings_are_met_with_the_choice():
     with pytest.raises(ValueError, match="unknown objective 'ldc'; there are: .*diffusion.*lcd"):
         get("ldc")
     with pytest.raises(ValueError, match="'lcd' has no setting skipp; it takes: path, kind, skip"):
-        get("lcd", skipp=3, **NEEDED)
+        get("lcd", skipp=3, **LCM)
     with pytest.raises(ValueError, match="'lcd' needs kind; it takes: path, kind, skip"):
         get("lcd", path=vp_path())
     with pytest.raises(ValueError, match="unknown grid 'all'; choose any .* or fixed"):
-        get("lcd", grid="all", **NEEDED)
+        get("lcd", grid="all", **LCM)
     with pytest.raises(ValueError, match="unknown solver 'rk4'; choose one of ddim"):
-        get("lcd", solver_name="rk4", **NEEDED)
+        get("lcd", solver_name="rk4", **LCM)
     with pytest.raises(ValueError, match="unknown distance 'l3'; choose one of l2"):
-        get("lcf", distance_name="l3", **NEEDED)
+        get("lcf", distance_name="l3", **LCM)
     with pytest.raises(ValueError, match=r"from low to high, got \[5.0, 2.0\]"):
-        get("lcd", w_min=5.0, w_max=2.0, **NEEDED)
+        get("lcd", w_min=5.0, w_max=2.0, **LCM)
     with pytest.raises(ValueError, match="zero terminal SNR"):
         get("diffusion", path=vp_path(zero_terminal_snr=True), kind="eps")
     assert Uniform(2.0, 2.0).low == 2.0
+    for name, settings, message in [
+        ("ct", {"mu0": 1.0}, "mu0 is 1.0: give the target's first decay"),
+        ("ct", {"s0": 0}, "1 <= s0 <= s1, got s0=0"),
+        ("cd", {"intervals": 0, "steps": None}, "at least 1 interval, got N=0"),
+        ("ict", {"curriculum": "tripling"}, "unknown curriculum 'tripling'; choose one of doubling, geometric"),
+        ("slct", {"delta": 0.001}, "delta is 0.001 up to 10 intervals and 0.0271 above"),
+        ("slct", {"schedule_delta": False, "delta": -1.0}, "delta is -1.0: give a scale of at least 0"),
+        ("slct", {"transport_parts": 0}, "parts is 0"),
+        ("slct", {"diffusion_share": 1.5}, "share is 1.5"),
+        ("ect", {"stage_steps": 10, "steps": None, "q": 1.0}, "q is 1.0"),
+    ]:
+        given = {k: v for k, v in {"steps": 100, **settings}.items() if v is not None}
+        with pytest.raises(ValueError, match=message):
+            get(name, **given)
 
 
 def test_a_latent_is_drawn_from_its_posterior_and_scaled():
     data = {"mean": jnp.full((2000, 3), 2.0), "std": jnp.full((2000, 3), 0.5), "scale": 0.1}
     z = draw_latent(data, KEY)
     np.testing.assert_allclose((z.mean(), z.std()), (0.2, 0.05), rtol=0.03)
+    z = draw_latent({**data, "shift": jnp.full(3, 2.0), "scale": jnp.full(3, 0.5 / 0.5)}, KEY)
+    np.testing.assert_allclose((z.mean(), z.std()), (0.0, 0.5), rtol=0.03, atol=0.02)
 
 
 def test_dropped_captions_become_the_empty_one():

@@ -1,0 +1,70 @@
+"""How the networks of a step are read as fields: what they are told besides the point and its time."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from lcm_jax.diffusion.boundary import edm_field
+from lcm_jax.diffusion.field import guided_field, network_field
+from lcm_jax.diffusion.guidance import guidance_embedding, sample_w
+from lcm_jax.diffusion.path import Path
+from lcm_jax.objectives.base import Nets, Uniform, drop_context
+from lcm_jax.typing import Batch, Field, Metrics
+
+
+class Fields(NamedTuple):
+    """One field a network, conditioning bound; and what was drawn for it, to be logged."""
+
+    student: Field
+    target: Field
+    teacher: Field | None
+    drawn: Metrics
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """The conditioning is drawn once a step, so that student and target are told the same."""
+
+    def __call__(self, path: Path, nets: Nets, batch: Batch, key: PRNGKeyArray, b: int) -> Fields:
+        """The fields of b samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Networks of captions; student and target are told w, by which the teacher is guided (LCM eq. 13)."""
+
+    kind: str  # what they predict: "eps", "v" or "x0"
+    w: Uniform
+    w_width: int
+    drop: float  # share of captions replaced by the empty one
+
+    def __call__(self, path: Path, nets: Nets, batch: Batch, key: PRNGKeyArray, b: int) -> Fields:
+        w_key, drop_key = jax.random.split(key)
+        w = sample_w(w_key, b, self.w.low, self.w.high)
+        context = drop_context(batch["context"], batch["uncond"], jax.random.bernoulli(drop_key, self.drop, (b,)))
+        features = guidance_embedding(w, self.w_width)
+        field = lambda net: network_field(path, self.kind, net, context, features)
+        teacher = None
+        if nets.teacher is not None:
+            uncond = jnp.broadcast_to(batch["uncond"], context.shape)
+            teacher = guided_field(path, self.kind, nets.teacher, context, uncond, w)
+        return Fields(field(nets.student), field(nets.target), teacher, {"sample/w": w})
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """Networks F(c_in x, c_noise) of EDM, told a label where the batch has one, dropping the same units."""
+
+    sigma_data: float = 0.5
+    time_scale: float = 250.0  # of ln sigma; CM's, EDM has .25
+
+    def __call__(self, path: Path, nets: Nets, batch: Batch, key: PRNGKeyArray, b: int) -> Fields:
+        told = {} if "labels" not in batch else {"labels": batch["labels"]}
+        field = lambda net, **more: edm_field(path, partial(net, **told, **more), self.sigma_data, self.time_scale)
+        teacher = None if nets.teacher is None else field(nets.teacher)
+        return Fields(field(nets.student, dropout_key=key), field(nets.target, dropout_key=key), teacher, {})
