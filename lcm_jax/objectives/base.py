@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lcm_jax.typing import Batch, Latent, Metrics
 
-
 Decay = float | Callable[[Array], Array] | None  # of the target's average; a function takes the training step
 
 

@@ -17,6 +17,7 @@ from lcm_jax.objectives.robust import by_dimension, robust, scheduled
 
 STEPS = 700
 STAGES = Doubling(10, 640, STEPS)
+BUILDS = (cd.build, lambda: ict.build(STEPS), lambda: slct.build(STEPS), lambda: ect.build(10))
 
 
 def recorded(objective, data, step=0):
@@ -145,7 +146,7 @@ def test_at_sigma_min_the_target_is_the_sample_itself():
 
 
 @pytest.mark.parametrize("t, s", [(80.0, 45.3), (0.0167, 0.002)])
-@pytest.mark.parametrize("build", [cd.build, lambda: ict.build(STEPS), lambda: slct.build(STEPS), lambda: ect.build(10)])
+@pytest.mark.parametrize("build", BUILDS)
 def test_gradients_are_finite_at_both_ends_of_noise(build, t, s):
     objective = replace(build(), pair=At(t, s))
     loss = lambda p: objective.loss(nets(p, p, p), batch(), KEY, jnp.asarray(650))[0]
