@@ -1,6 +1,7 @@
 """The composition root: the only reader of configs; turns one into a run's parts, or says what is wrong."""
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,6 +86,11 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     start = starting_point(cfg["model"])
     spec = start.spec
     name = cfg["objective"]["name"]
+    if "kind" not in inspect.signature(base.builder(name)).parameters:
+        raise ValueError(
+            f"objective {name!r} trains networks of noise levels, not the captioned U-Nets of launch.train: "
+            "use it from Python with models.adm and train.step"
+        )
     objective = build_objective(cfg["objective"], path=vp_path(**vars(spec.path)), kind=spec.kind)
     if objective.needs_teacher and start.teacher is None:
         raise ValueError(f"objective {name!r} distils: set config.model.teacher to a model folder")

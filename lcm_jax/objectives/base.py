@@ -69,14 +69,19 @@ def names() -> list[str]:
     return sorted(n for n in found if hasattr(importlib.import_module(f"{package.__name__}.{n}"), "build"))
 
 
+def builder(name: str) -> Callable[..., Objective]:
+    """The function that builds the objective `name` from its settings; ValueError lists the names there are."""
+    if name not in names():
+        raise ValueError(f"unknown objective {name!r}; there are: {', '.join(names())}")
+    return importlib.import_module(f"lcm_jax.objectives.{name}").build
+
+
 def get(name: str, **settings: Any) -> Objective:
     """The objective `name`, built from its settings.
 
     Raises ValueError listing the names or the settings there are.
     """
-    if name not in names():
-        raise ValueError(f"unknown objective {name!r}; there are: {', '.join(names())}")
-    build = importlib.import_module(f"lcm_jax.objectives.{name}").build
+    build = builder(name)
     allowed = inspect.signature(build).parameters
     if unknown := sorted(set(settings) - set(allowed)):
         raise ValueError(f"objective {name!r} has no setting {', '.join(unknown)}; it takes: {', '.join(allowed)}")

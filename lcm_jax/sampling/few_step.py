@@ -1,5 +1,8 @@
 """Multistep consistency sampling: jump to the data, add noise again, jump again (LCM Alg. 3, CM Alg. 1)."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,17 @@ def lcm_times(n: int, T: int = 1000, original_steps: int = 50) -> np.ndarray:
         raise ValueError(f"LCM sampling takes 1 to {original_steps} steps, got {n}")
     falling = np.arange(original_steps, 0, -1) * (T // original_steps) - 1
     return falling[np.floor(np.linspace(0, original_steps, n, endpoint=False)).astype(int)]
+
+
+def check_falling(sigmas: Sequence[float], sigma_min: float = 0.0) -> None:
+    """Raises ValueError for noise levels that do not fall, or reach down to `sigma_min`, where f is the identity."""
+    if not len(sigmas):
+        raise ValueError("sampling needs at least one noise level")
+    for before, after in pairwise(sigmas):
+        if not after < before:
+            raise ValueError(f"noise levels must fall, got {before:g} before {after:g}: sort them from high to low")
+    if not sigmas[-1] > sigma_min:
+        raise ValueError(f"noise level {sigmas[-1]:g} is not above {sigma_min:g}, where nothing is left to do: drop it")
 
 
 def sample(

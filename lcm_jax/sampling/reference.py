@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Num
 
 from lcm_jax.diffusion import solver
+from lcm_jax.diffusion.grid import Karras
 from lcm_jax.diffusion.path import Path, expand, pure_noise
 from lcm_jax.typing import Field, Latent
 
@@ -37,6 +38,16 @@ def reference_times(n: int, T: int = 1000, spacing: str = "trailing") -> np.ndar
     else:
         raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
     return np.append(times, 0)
+
+
+def edm_times(n: int, karras: Karras) -> np.ndarray:
+    """The n + 1 falling noise levels of n steps of EDM's sampler, Karras' grid and 0 (EDM Alg. 1, eq. 5).
+
+    Raises ValueError unless n >= 2.
+    """
+    if n < 2:
+        raise ValueError(f"EDM's sampler takes at least 2 steps, got {n}")
+    return np.append(np.asarray(karras.grid(n - 1)), 0.0)
 
 
 def sampler_times(sampler: str, n: int, T: int = 1000) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from lcm_jax.models.adm import ADMConfig, adm, drop, halve
 from lcm_jax.models.layers import double
 from lcm_jax.models.norms import NORMS
+from lcm_jax.models.presets import ADMS, named
 
 SMALL = ADMConfig(side=8, in_channels=2, width=8, multipliers=(1, 2), layers=1, attention=(4,), head_width=8)
 
@@ -34,7 +35,7 @@ def batch():
 def test_the_sizes_of_the_paper_are_met():
     """151.3 M with group norm, 158.4 M with non-scaling LayerNorm (its authors' network for 32 x 32 x 4 latents)."""
     assert size(ADMConfig(norm="group")) == 151_325_956
-    assert size(ADMConfig()) == 158_355_972
+    assert size(ADMConfig()) == size(named(ADMS, "latent32")) == 158_355_972
 
 
 @pytest.mark.parametrize("name", NORMS)

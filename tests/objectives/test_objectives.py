@@ -73,6 +73,8 @@ def test_unknown_names_and_settings_are_met_with_the_choice():
         get("lcd", path=vp_path())
     with pytest.raises(ValueError, match="unknown grid 'all'; choose any .* or fixed"):
         get("lcd", grid="all", **LCM)
+    with pytest.raises(ValueError, match="skip 300 does not divide T = 1000"):
+        get("lcd", grid="fixed", skip=300, **LCM)
     with pytest.raises(ValueError, match="unknown solver 'rk4'; choose one of ddim"):
         get("lcd", solver_name="rk4", **LCM)
     with pytest.raises(ValueError, match="unknown distance 'l3'; choose one of l2"):

@@ -7,6 +7,7 @@ import pytest
 from gaussian import Gaussian, latents, times
 
 from lcm_jax.diffusion import solver
+from lcm_jax.diffusion.grid import Karras
 from lcm_jax.diffusion.path import VE, Prediction, diffuse, vp_path
 from lcm_jax.sampling import reference
 
@@ -169,3 +170,17 @@ def test_a_sampler_brings_its_spacing():
     np.testing.assert_array_equal(reference.sampler_times("ddim_leading", 2), leading)
     with pytest.raises(ValueError, match="unknown sampler"):
         reference.sampler_times("plms", 2)
+
+
+def test_edm_s_sampler_ends_on_the_data():
+    """Heun on Karras' grid carries noise to where the flow of Gaussian data ends, at second order."""
+    truth, path, noise, errors = Gaussian(), VE(), latents((64, 2)), []
+    exact = truth.consistency(path)(80 * noise, jnp.full(64, 80.0))
+    for n in (18, 40):
+        levels = reference.edm_times(n, Karras())
+        assert len(levels) == n + 1 and levels[-1] == 0 and levels[0] == 80
+        got = reference.sample("heun", path, truth.field(path), noise, levels)
+        errors.append(float(jnp.abs(got - exact).max()))
+    assert errors[1] < 0.02 and errors[0] / errors[1] == pytest.approx((39 / 17) ** 2, rel=0.15)
+    with pytest.raises(ValueError, match="at least 2 steps, got 1"):
+        reference.edm_times(1, Karras())
