@@ -103,7 +103,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
         raise ValueError(f"config.model.w_width is {spec.unet.w_width}: objective {name!r} {need}")
     if w is not None:
         if reading.w_width != spec.unet.w_width:
-            widths = f"config.reading.w_width {reading.w_width}, config.model.w_width {spec.unet.w_width}"
+            widths = f"config.objective.w_width {reading.w_width}, config.model.w_width {spec.unet.w_width}"
             raise ValueError(f"{widths}: make them equal")
         spec = dataclasses.replace(
             spec,
