@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 
 matplotlib.use("Agg")
@@ -102,11 +101,12 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args, self.out = args, Path(args.out)
         self.pipe = Pipeline.load(args.model)
+        self.sizes = named(ADMS, args.preset)
         self.mean, self.std = manifest.element_stats(args.data)
-        if self.mean.shape != (side := (ADMS[args.preset].side, ADMS[args.preset].side, ADMS[args.preset].in_channels)):
-            raise SystemExit(f"{args.data} holds latents {self.mean.shape}, preset {args.preset} takes {side}")
-        self.stages = Doubling(10, args.s1, args.updates)
-        self.stages = {n: int(self.stages(jnp.asarray(n))) for n in np.linspace(0, args.updates, 8, dtype=int).tolist()}
+        if self.mean.shape != (takes := (self.sizes.side, self.sizes.side, self.sizes.in_channels)):
+            raise SystemExit(f"{args.data} holds latents {self.mean.shape}, preset {args.preset} takes {takes}")
+        intervals = Doubling(10, args.s1, args.updates)
+        self.stages = {n: int(intervals(n)) for n in np.linspace(0, args.updates, 8, dtype=int).tolist()}
         self.features = feature_network("mobilenetv2")
         found, _ = evaluation_set.open_folder(args.data, None, {}, self.pipe.spec)
         chosen = evaluation_set.choose(found, ["train"], args.samples)["train"]
@@ -151,7 +151,7 @@ class Bench:
         if settings["name"] != "edm":
             settings |= {"steps": args.updates, "s1": args.s1}
         objective = get(settings.pop("name"), **settings)
-        net = adm(replace(named(ADMS, args.preset), norm=variant.norm))
+        net = adm(replace(self.sizes, norm=variant.norm))
         tx = optimizer("radam", args.rate)
         step = jax.jit(train_step(objective, net.apply, None, tx, ema_decay=args.ema), donate_argnums=0)
         state = init_state(net.init(jax.random.key(seed)), tx, objective)

@@ -62,8 +62,12 @@ def make_image_loader(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    each: str = "examples",
     threads: int = 2,
 ) -> Loader:
-    """Batches of `training_images`; raises ValueError if there are none or too few."""
+    """Batches of `training_images`, an epoch visiting `each` as in `make_loader`.
+
+    Raises ValueError if there are none or too few.
+    """
     rows = training_images(reader_name, image_size, split, options)
-    return stream(rows, batch_size, seed, process_index, process_count, None, True, "examples", threads)
+    return stream(rows, batch_size, seed, process_index, process_count, None, True, each, threads)

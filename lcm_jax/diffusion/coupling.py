@@ -45,8 +45,8 @@ class OptimalTransport:
         # |x - n|^2 = |x|^2 - 2 <x, n> + |n|^2, and no order changes the squares' sum.
         product = jnp.einsum("pad,pbd->pab", x, n, precision="highest")
         finite = jnp.isfinite(product).all()
-        match = exact if own <= self.exact_up_to else lambda p: auction(p, self.tolerance)
-        order = jax.vmap(lambda p: never_worse(match(p), p))(jnp.where(finite, product, 0))
+        match = exact if own <= self.exact_up_to else lambda p: never_worse(auction(p, self.tolerance), p)
+        order = jax.vmap(match)(jnp.where(finite, product, 0))
         coupled = jnp.take_along_axis(n, order[:, :, None], axis=1)
         before, after = (jnp.square(x - v).sum() for v in (n, coupled))
         coupled = jnp.where(finite, coupled, jnp.nan).reshape(eps.shape).astype(eps.dtype)
@@ -78,7 +78,7 @@ def auction(product: Float[Array, "n n"], tolerance: float) -> Int[Array, " n"]:
 
     def bid(state):
         prices, owner, item, step = state
-        (best, second), wanted = _two_best(product - prices[None])
+        (best, second), (wanted, _) = (v.T for v in jax.lax.top_k(product - prices[None], 2))
         offer = jnp.where(item < 0, prices[wanted] + best - second + step, -jnp.inf)
         highest = jax.ops.segment_max(offer, wanted, n)
         wins = (item < 0) & (offer == highest[wanted])
@@ -100,8 +100,3 @@ def never_worse(order: Int[Array, " n"], product: Float[Array, "n n"]) -> Int[Ar
     """`order`, or the order as it was where that has the larger sum (an approximation may fall below it)."""
     rows = jnp.arange(len(product), dtype=order.dtype)
     return jnp.where(product[rows, order].sum() >= jnp.trace(product), order, rows)
-
-
-def _two_best(values: Float[Array, "n n"]) -> tuple[tuple[Array, Array], Array]:
-    top, where = jax.lax.top_k(values, 2)
-    return (top[:, 0], top[:, 1]), where[:, 0]

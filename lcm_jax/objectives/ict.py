@@ -6,8 +6,9 @@ from lcm_jax.diffusion.curriculum import Curriculum, Doubling, Geometric
 from lcm_jax.diffusion.grid import Karras, LogNormalNeighbours
 from lcm_jax.diffusion.path import VE
 from lcm_jax.objectives.consistency import Consistency
+from lcm_jax.objectives.extra import LowNoise, nothing
 from lcm_jax.objectives.reading import Preconditioned
-from lcm_jax.objectives.robust import by_dimension, robust
+from lcm_jax.objectives.robust import by_dimension, robust, scheduled
 
 CURRICULA = {"doubling": Doubling, "geometric": Geometric}
 
@@ -22,6 +23,11 @@ def build(
     distance_name: str = "pseudo_huber",
     reduction: str = "sum",
     delta: float | None = None,
+    schedule_delta: bool = False,
+    diffusion_weight: float = 0.0,
+    diffusion_share: float = 0.75,
+    transport: bool = False,
+    transport_parts: int = 1,
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
@@ -30,19 +36,27 @@ def build(
 ) -> Consistency:
     """iCT over `steps` updates; `delta` None is .00054 sqrt(d), which goes with the sum.
 
-    `curriculum` "geometric" grows N smoothly where "doubling" jumps.
+    `curriculum` "geometric" grows N smoothly where "doubling" jumps. The switches of sLCT are off: `schedule_delta`
+    lets `delta` fall from the second stage on, `diffusion_weight` adds the denoising loss on noise levels below
+    share `diffusion_share` of the grid, `transport` couples noise and data in `transport_parts`.
     """
+    if schedule_delta and delta is None:
+        raise ValueError("schedule_delta needs the delta of the first stage: give one, such as 0.03456")
+    grid, intervals = Karras(sigma_min, sigma_max, rho), growing(curriculum, s0, s1, steps)
+    scale = scheduled(intervals, delta, s0) if schedule_delta else by_dimension if delta is None else delta
+    denoise = LowNoise(intervals, grid, diffusion_weight, diffusion_share, sigma_data)
     return Consistency(
         path=VE(),
         reading=Preconditioned(sigma_data, time_scale),
         boundary=EDMBoundary(sigma_min, sigma_data),
-        pair=LogNormalNeighbours(growing(curriculum, s0, s1, steps), P_mean, P_std, Karras(sigma_min, sigma_max, rho)),
+        pair=LogNormalNeighbours(intervals, P_mean, P_std, grid),
         solver=solver.get("euler"),
-        distance=robust(distance_name, by_dimension if delta is None else delta, reduction),
+        distance=robust(distance_name, scale, reduction),
         weight=weight.inverse_step,
-        couple=coupling.independent,
+        couple=coupling.OptimalTransport(transport_parts) if transport else coupling.independent,
         needs_teacher=False,
         mu=None,
+        extra=denoise if diffusion_weight else nothing,
     )
 
 

@@ -26,6 +26,7 @@ def search(score: Callable[[Sigmas], float], levels: Sequence[float], n: int) ->
     check_falling(levels)
     if not 1 <= n <= len(levels):
         raise ValueError(f"{n} steps cannot be chosen from {len(levels)} noise levels: give more levels or fewer steps")
+    levels = [float(level) for level in levels]
     tried: dict[Sigmas, float] = {}
 
     def ask(sigmas: Sigmas) -> float:
@@ -33,12 +34,12 @@ def search(score: Callable[[Sigmas], float], levels: Sequence[float], n: int) ->
             tried[sigmas] = float(score(sigmas))
         return tried[sigmas]
 
-    chosen: list[int] = [0]
-    best, scores = [(float(levels[0]),)], [ask((float(levels[0]),))]
+    best = [(levels[0],)]
+    ask(best[0])
     for length in range(2, n + 1):
         kept = best[-1]
-        at = lambda i, kept=kept: ask((*kept, float(levels[i])))
-        low, high = chosen[-1] + 1, len(levels) - 1 - (n - length)  # the last must leave room for those to come
+        at = lambda i, kept=kept: ask((*kept, levels[i]))
+        low, high = levels.index(kept[-1]) + 1, len(levels) - 1 - (n - length)  # room for those to come
         while high - low > 2:
             third = (high - low) // 3
             left, right = low + third, high - third
@@ -48,8 +49,5 @@ def search(score: Callable[[Sigmas], float], levels: Sequence[float], n: int) ->
                 low = left + 1
         for i in range(low, high + 1):
             at(i)
-        winner = min((s for s in tried if len(s) == length and s[:-1] == kept), key=tried.__getitem__)
-        chosen.append([float(v) for v in levels].index(winner[-1]))
-        best.append(winner)
-        scores.append(tried[winner])
-    return Found(best, scores, tried)
+        best.append(min((s for s in tried if s[:-1] == kept), key=tried.__getitem__))
+    return Found(best, [tried[sigmas] for sigmas in best], tried)

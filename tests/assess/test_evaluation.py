@@ -371,4 +371,4 @@ def test_a_command_without_its_flags_says_which(module):
 def test_no_warning_inside_the_range(student):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        settings(PLAN, student, None)
+        assert settings(PLAN, student, None)
