@@ -1,6 +1,7 @@
-"""Network sizes against the config.json of diffusers' UNet2DConditionModel and AutoencoderKL, both ways.
+"""Network sizes against the config.json of diffusers' U-Net and autoencoders and transformers' CLIP, both ways.
 
 A config is read key by key: each is understood, or stands at the one value our networks implement, or is named.
+(CLIP's is read by models.clip_text and written here.)
 """
 
 from collections.abc import Mapping
@@ -87,6 +88,25 @@ _VAE_FIXED = {
 }
 _VAE_UNREAD = ("sample_size", "force_upcast")  # the latter concerns float16; ours computes in AutoencoderConfig.dtype
 
+_TINY = {
+    "encoder_block_out_channels": (64,) * 4,
+    "decoder_block_out_channels": (64,) * 4,
+    "num_encoder_blocks": (1, 3, 3, 3),
+    "num_decoder_blocks": (3, 3, 3, 1),
+    "latent_channels": 4,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+}
+_TINY_FIXED = {
+    "act_fn": ("relu",),
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+}
+# A second spelling of the decoder's widths; how latents become bytes; as in _VAE_UNREAD.
+_TINY_UNREAD = ("block_out_channels", "latent_magnitude", "latent_shift", "force_upcast", "sample_size")
+
 
 def unet_sizes(config: Config, source: str = "unet/config.json") -> dict[str, Any]:
     """Fields of models.unet.UNetConfig for the content of a U-Net's config.json.
@@ -154,31 +174,70 @@ def unet_config(sizes: Mapping[str, Any], sample_size: int) -> dict[str, Any]:
 def autoencoder_sizes(config: Config, source: str = "vae/config.json") -> dict[str, Any]:
     """Fields of models.autoencoder.AutoencoderConfig for the content of an AutoencoderKL's config.json.
 
+    Of an AutoencoderTiny's they are those of TinyAutoencoderConfig, known by "encoder_blocks".
     Raises ValueError as `unet_sizes` does.
     """
+    if config.get("_class_name") == "AutoencoderTiny":
+        return _tiny_sizes(config, source)
     c = read(config, "AutoencoderKL", _VAE, _VAE_FIXED, _VAE_UNREAD, source)
     levels = len(which_levels(c, "down_block_types", "DownEncoderBlock2D", None, source))
     if len(which_levels(c, "up_block_types", "UpDecoderBlock2D", None, source)) != levels:
         refuse(source, "up_block_types", c["up_block_types"], f"{levels} entries, as down_block_types has")
-    if type(c["scaling_factor"]) not in (int, float):
-        refuse(source, "scaling_factor", c["scaling_factor"], "a number")
     return {
         "channels": per_level(c, "block_out_channels", levels, source),
         "layers": count(c, "layers_per_block", source),
         "latent_channels": count(c, "latent_channels", source),
         "patch": 1,
         "norm_groups": count(c, "norm_num_groups", source),
-        "scale": float(c["scaling_factor"]),
+        "scale": _number(c, "scaling_factor", source),
     }
+
+
+def _tiny_sizes(config: Config, source: str) -> dict[str, Any]:
+    c = read(config, "AutoencoderTiny", _TINY, _TINY_FIXED, _TINY_UNREAD, source)
+    blocks = c["num_encoder_blocks"]
+    if not isinstance(blocks, list | tuple) or not blocks:
+        refuse(source, "num_encoder_blocks", blocks, "a list of positive whole numbers, one a level")
+    levels = len(blocks)
+    widths = {key: per_level(c, key, levels, source) for key in _TINY if key.endswith("_block_out_channels")}
+    width = widths["encoder_block_out_channels"][0]
+    for key, value in widths.items():
+        if set(value) != {width}:
+            refuse(source, key, c[key], f"one width everywhere ({width} is the encoder's first)")
+    return {
+        "width": width,
+        "encoder_blocks": per_level(c, "num_encoder_blocks", levels, source),
+        "decoder_blocks": per_level(c, "num_decoder_blocks", levels, source),
+        "latent_channels": count(c, "latent_channels", source),
+        "scale": _number(c, "scaling_factor", source),
+        "shift": _number(c, "shift_factor", source),
+    }
+
+
+def _number(config: Config, key: str, source: str) -> float:
+    if type(config[key]) not in (int, float):
+        refuse(source, key, config[key], "a number")
+    return float(config[key])
+
+
+def autoencoder_factor(sizes: Mapping[str, Any]) -> int:
+    """Image pixels per latent pixel along one side, of `autoencoder_sizes`."""
+    levels = sizes["encoder_blocks"] if "encoder_blocks" in sizes else sizes["channels"]
+    return sizes.get("patch", 1) * 2 ** (len(levels) - 1)
 
 
 def autoencoder_config(sizes: Mapping[str, Any], sample_size: int) -> dict[str, Any]:
     """The config.json of which diffusers rebuilds the autoencoder of these sizes, for images of `sample_size`.
 
-    Raises ValueError for a patch other than 1, which AutoencoderKL does not know.
+    Raises ValueError for what AutoencoderKL does not know: a patch other than 1, and a shift, which the pipelines
+    of Stable Diffusion would leave out.
     """
+    if "encoder_blocks" in sizes:
+        return _tiny_config(sizes)
     if sizes["patch"] != 1:
         raise ValueError(f"autoencoder.patch is {sizes['patch']}: diffusers' AutoencoderKL only knows 1, keep this one")
+    if sizes.get("shift"):
+        raise ValueError(f"autoencoder.shift is {sizes['shift']:g}: diffusers' Stable Diffusion only knows 0")
     levels = len(sizes["channels"])
     return {
         "_class_name": "AutoencoderKL",
@@ -192,4 +251,47 @@ def autoencoder_config(sizes: Mapping[str, Any], sample_size: int) -> dict[str, 
         "latent_channels": sizes["latent_channels"],
         "norm_num_groups": sizes["norm_groups"],
         "scaling_factor": sizes["scale"],
+    }
+
+
+def _tiny_config(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    widths = [sizes["width"]] * len(sizes["encoder_blocks"])
+    return {
+        "_class_name": "AutoencoderTiny",
+        **{key: values[0] for key, values in _TINY_FIXED.items()},
+        "encoder_block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "num_encoder_blocks": list(sizes["encoder_blocks"]),
+        "num_decoder_blocks": list(sizes["decoder_blocks"]),
+        "latent_channels": sizes["latent_channels"],
+        "scaling_factor": sizes["scale"],
+        "shift_factor": sizes["shift"],
+    }
+
+
+def text_encoder_config(sizes: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
+    """The config.json of which transformers rebuilds the CLIP text encoder of these sizes, saved in `dtype`.
+
+    `sizes` are the fields of models.clip_text.ClipTextConfig, whose inverse is clip_text.clip_text_config.
+    """
+    projection = sizes["projection"]
+    return {
+        "architectures": ["CLIPTextModel" if projection is None else "CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the same to transformers before 4.56
+        "vocab_size": sizes["vocabulary"],
+        "hidden_size": sizes["width"],
+        "intermediate_size": sizes["inner"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "max_position_embeddings": sizes["positions"],
+        "hidden_act": sizes["hidden_act"],
+        "layer_norm_eps": sizes["eps"],
+        "projection_dim": projection or sizes["width"],
+        "eos_token_id": sizes["eos_token_id"],
+        # Without effect on encoding, as published: the tokenizer beside decides both.
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "attention_dropout": 0.0,
     }

@@ -10,10 +10,12 @@ from typing import Any
 
 from lcm_jax.models import presets
 from lcm_jax.weights.bijection import some
-from lcm_jax.weights.diffusers_config import autoencoder_sizes, unet_sizes
+from lcm_jax.weights.diffusers_config import autoencoder_factor, autoencoder_sizes, unet_sizes
 from lcm_jax.weights.diffusers_scheduler import scheduler_path
 
 INDEX = "model_index.json"
+NOTES = "_lcm_jax"  # a key of the index: diffusers passes over those that begin so
+NOTED = ("guidance", "steps", "about")  # what an index has no other place for
 FAMILIES = {
     "StableDiffusionPipeline": "sd",
     "LatentConsistencyModelPipeline": "sd",
@@ -24,7 +26,7 @@ TOKENIZERS = {"sd": ("tokenizer",), "sdxl": ("tokenizer", "tokenizer_2")}
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": _CLIP,
     "text_encoder_2": _CLIP[1:],
 }
@@ -39,7 +41,7 @@ class Description:
     family: str  # "sd" has one text encoder; "sdxl" two, pooled text and size ids
     preset: str | None  # the name in models.presets of these U-Net sizes, guidance aside
     unet: dict[str, Any]  # models.unet.UNetConfig
-    autoencoder: dict[str, Any]  # models.autoencoder.AutoencoderConfig
+    autoencoder: dict[str, Any]  # models.autoencoder.AutoencoderConfig; with "encoder_blocks" TinyAutoencoderConfig
     text_encoders: dict[str, dict[str, Any]]  # component -> its config.json as it is
     tokenizers: dict[str, Path]  # component -> its folder
     path: dict[str, Any]  # models.spec.PathSpec
@@ -50,6 +52,7 @@ class Description:
     original_steps: int | None  # of the LCM scheduler
     timestep_scaling: float | None  # of the LCM scheduler
     zero_empty_caption: bool  # SDXL base: the empty caption's context and pooled text are zeros
+    noted: dict[str, Any]  # what our own export left in the index: fields of models.spec.ModelSpec
 
 
 def describe(folder: str | os.PathLike) -> Description:
@@ -72,6 +75,7 @@ def describe(folder: str | os.PathLike) -> Description:
     }
     unet_json, vae_json = (_json(places[part] / "config.json") for part in ("unet", "vae"))
     unet = unet_sizes(unet_json, f"{places['unet']}/config.json")
+    vae_json["_class_name"] = index["vae"][1]  # the index decides, as below
     autoencoder = autoencoder_sizes(vae_json, f"{places['vae']}/config.json")
     text_encoders = {part: _json(places[part] / "config.json") for part in TEXT_ENCODERS[family]}
     _check_fit(folder, family, unet, autoencoder, text_encoders)
@@ -92,7 +96,15 @@ def describe(folder: str | os.PathLike) -> Description:
         image_size=_image_size(unet_json, vae_json, autoencoder, folder),
         is_lcm=unet["w_width"] is not None or trained["original_steps"] is not None,
         zero_empty_caption=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
+        noted=_noted(index, folder / INDEX),
     )
+
+
+def _noted(index: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    notes = index.get(NOTES, {})
+    if not isinstance(notes, dict):
+        raise ValueError(f"{file} has {NOTES} = {notes!r}, no JSON object: remove it or export the model again")
+    return {key: notes[key] for key in NOTED if key in notes}
 
 
 def _place(folder: Path, index: Mapping[str, Any], part: str) -> Path:
@@ -127,6 +139,10 @@ def _check_fit(folder: Path, family: str, unet: dict, autoencoder: dict, text_en
             f"{folder}/unet turns {takes} channels into {gives or takes}, {folder}/vae makes {made}: networks that "
             "see more than the latent (inpainting, upscaling, editing) or predict a variance are not supported"
         )
+    if shift := autoencoder.get("shift"):
+        raise ValueError(
+            f"{folder}/vae has shift_factor = {shift}, which diffusers' {INDEX} of this kind leaves out: supported is 0"
+        )
     width = sum(config.get("hidden_size", 512) for config in text_encoders.values())
     if unet["context_width"] != width:
         raise ValueError(
@@ -152,7 +168,7 @@ def _preset(unet: dict[str, Any]) -> str | None:
 
 def _image_size(unet: dict[str, Any], vae: dict[str, Any], autoencoder: dict[str, Any], folder: Path) -> int:
     """Pixels a side: the U-Net's sample_size times the autoencoder's factor, or the autoencoder's own."""
-    factor = 2 ** (len(autoencoder["channels"]) - 1)
+    factor = autoencoder_factor(autoencoder)
     latent = unet.get("sample_size")
     size = vae.get("sample_size") if latent is None else latent
     sides = size if isinstance(size, list) and size else [size]
