@@ -2,6 +2,10 @@
 
     python -m launch.encode --reader twemoji --model emoji-teacher --out data/emoji
     python -m launch.encode --folder PICTURES --model emoji-teacher --out data/mine --check
+    python -m launch.encode --reader webdataset --folder SHARDS --model MODEL --out data/mine \\
+        --crop random --flip 0.5 --size_ids --broken skip
+    python -m launch.encode --reader parquet --folder FILES --options caption=prompt --model MODEL --out data/mine
+    python -m launch.encode --reader tfds --options name=NAME --options data_dir=DIR --model MODEL --out data/mine
 
 Interrupted, it goes on where it stopped. --check changes nothing and exits with 1 if there are problems.
 """
@@ -14,8 +18,12 @@ from absl import flags
 
 from launch import entry
 
-READER = flags.DEFINE_string("reader", None, "Who finds the pictures: twemoji or image_folder (meant by --folder).")
-FOLDER = flags.DEFINE_string("folder", None, "Pictures, captioned by metadata.jsonl, metadata.csv or a .txt each.")
+READER = flags.DEFINE_string(
+    "reader", None, "Who finds the pictures: image_folder (meant by --folder), webdataset, parquet, tfds or twemoji."
+)
+FOLDER = flags.DEFINE_string(
+    "folder", None, "Pictures captioned by metadata.jsonl, metadata.csv or a .txt each; or tar shards, or tables."
+)
 OPTIONS = flags.DEFINE_multi_string("options", [], "KEY=VALUE for the reader, such as tag=flag; repeatable.")
 MODEL = flags.DEFINE_string("model", "emoji-teacher", "Shipped or exported model whose encoders are used.")
 OUT = flags.DEFINE_string("out", None, "Folder of the latent data set.")
@@ -26,6 +34,19 @@ TOKENS = flags.DEFINE_bool("tokens", False, "Store token ids beside the captions
 SHORTENED = flags.DEFINE_integer(
     "shortened", 0, "Store this many shorter captions of each training picture instead of its own.", lower_bound=0
 )
+TEXT = flags.DEFINE_enum(
+    "text", "states", ["states", "none"], "What is stored of captions: the encoder's states, or none but token ids."
+)
+CROP = flags.DEFINE_enum("crop", "center", ["center", "random"], "Where pictures are cropped; random by their keys.")
+FLIP = flags.DEFINE_float(
+    "flip", 0.0, "Share of the pictures that are mirrored, chosen by their keys.", lower_bound=0.0, upper_bound=1.0
+)
+SEED = flags.DEFINE_integer("seed", 0, "Another seed, other crops and mirrors.")
+SIZE_IDS = flags.DEFINE_bool("size_ids", False, "Store each picture's size and crop, which SDXL's networks read.")
+BROKEN = flags.DEFINE_enum(
+    "broken", "stop", ["stop", "skip"], "Unreadable or uncaptioned pictures: stop, or skip and list them in OUT."
+)
+THREADS = flags.DEFINE_integer("threads", 4, "Pictures decoded at a time.", lower_bound=1)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set that was made otherwise.")
 
 
@@ -51,12 +72,22 @@ def main() -> None:
         OUT.value,
         BATCH_SIZE.value,
         SHARD_SIZE.value,
-        TOKENS.value,
+        TOKENS.value or TEXT.value == "none",
         OVERWRITE.value,
         shortened=SHORTENED.value,
+        **changed(),
     )
     counts = ", ".join(f"{n} {split}" for split, n in made.counts.items())
     print(f"{OUT.value}: {counts}; latents {'x'.join(map(str, made.latent_shape))}, measured scale {made.scale:.4f}")
+    if made.skipped:
+        print(f"{made.skipped} pictures were left out; {OUT.value}/skipped.jsonl says which and why")
+
+
+def changed() -> dict[str, Any]:
+    """The settings of storing that were given, by their names in lcm_jax.encoding."""
+    settings = CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS
+    given = {flag.name: flag.value for flag in settings if flag.value != flag.default}
+    return {**given, **({"states": False} if TEXT.value == "none" else {})}
 
 
 def setting(option: str) -> tuple[str, Any]:

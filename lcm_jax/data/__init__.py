@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+import logging
 import re
 from pathlib import Path
 
 from lcm_jax.data.example import Example
 
+log = logging.getLogger(__name__)
 _DEFINES_EXAMPLES = re.compile(r"^def examples\(", re.MULTILINE)
 
 
@@ -16,9 +18,10 @@ def reader_names() -> list[str]:
     return [f.stem for f in files if _DEFINES_EXAMPLES.search(f.read_text(encoding="utf-8"))]
 
 
-def reader(name: str, **options) -> list[Example]:
+def reader(name: str, /, **options) -> list[Example]:
     """The captioned images that the reader `name` finds; `options` are the keywords of its `examples`.
 
+    What a damaged source could not list is warned of, a line each, and stands in the list's `damage`.
     Raises KeyError for an unknown reader (listing the known) and TypeError for unknown or missing options.
     """
     examples = _module(name).examples
@@ -29,7 +32,10 @@ def reader(name: str, **options) -> list[Example]:
         wrong = " and ".join([f"no option {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing])
         accepted = ", ".join(str(p) for p in parameters.values())
         raise TypeError(f"data reader {name!r}: {wrong}; it takes {accepted}")
-    return examples(**options)
+    found = examples(**options)
+    for damage in getattr(found, "damage", ()):
+        log.warning("%s", damage)
+    return found
 
 
 def attribution(name: str) -> str:

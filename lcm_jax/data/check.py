@@ -31,8 +31,9 @@ def check(
 ) -> list[Problem]:
     """All problems of captioned images, or of an encoded latent folder when `target` is a path.
 
-    Images: unreadable or truncated, no caption, key used twice, and shorter side below `image_size` pixels.
-    Latents: unfinished encoding, missing, truncated or corrupt shards, broken side files, wrong counts.
+    Images: damage of what holds them, unreadable or truncated ones, no caption, key used twice, and shorter
+    side below `image_size` pixels. Latents: unfinished encoding, missing, truncated or corrupt shards, broken
+    side files, wrong counts, arrays missing or of other shapes.
     """
     if isinstance(target, str | Path):
         return _check_folder(Path(target), threads, progress)
@@ -69,7 +70,7 @@ def _check_examples(
             problems.append(Problem(example.key, small))
         return problems
 
-    found = []
+    found = [Problem("data set", damage) for damage in getattr(examples, "damage", ())]
     with ThreadPoolExecutor(threads) as pool:
         results = pool.map(one, examples)
         for problems in tqdm(results, "check", len(examples), unit="image", disable=not progress):
@@ -87,12 +88,16 @@ def _check_folder(folder: Path, threads: int, progress: bool) -> list[Problem]:
     except (FileNotFoundError, ValueError) as error:
         return [Problem(str(folder), str(error))]
     found = []
-    for kind, stored in (("context", made.context_shape), ("tokens", made.tokens_length)):
-        if stored is not None:
-            try:
-                manifest.unconditional(folder, kind)
-            except ValueError as error:
-                found.append(Problem(manifest.UNCONDITIONAL.format(kind), str(error)))
+    for kind in (name for name in manifest.CAPTION_ARRAYS if name in made.shapes):
+        try:
+            manifest.unconditional(folder, kind)
+        except ValueError as error:
+            found.append(Problem(manifest.UNCONDITIONAL.format(kind), str(error)))
+    try:
+        if len(manifest.skipped(folder)) != made.skipped:
+            found.append(Problem(manifest.SKIPPED, f"does not list the {made.skipped} images that were left out"))
+    except ValueError as error:
+        found.append(Problem(manifest.SKIPPED, str(error)))
 
     def one(shard: dict) -> list[Problem]:
         problems = manifest.shard_problems(folder, [shard], hashes=True)
@@ -101,14 +106,15 @@ def _check_folder(folder: Path, threads: int, progress: bool) -> list[Problem]:
         stored = shards.Shard(folder / shard["file"])
         try:
             count = stored.count()
-            _, arrays = stored.read([0])[0]
+            read = stored.read([0]) if count else []
         except ValueError as error:
             return [Problem(shard["file"], str(error))]
         if count != shard["count"]:
             return [Problem(shard["file"], f"holds {count} records, the manifest says {shard['count']}")]
-        if arrays["mean"].shape != tuple(made.latent_shape):
-            shapes = f"{arrays['mean'].shape}, the manifest says {made.latent_shape}"
-            return [Problem(shard["file"], f"latents are {shapes}")]
+        for _, arrays in read:
+            shapes = {name: array.shape for name, array in arrays.items() if name != "logvar"}
+            if shapes != made.shapes:
+                return [Problem(shard["file"], f"holds {shapes}, the manifest says {made.shapes}; encode it again")]
         return []
 
     with ThreadPoolExecutor(threads) as pool:

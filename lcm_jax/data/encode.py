@@ -3,26 +3,33 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from lcm_jax.data import images, manifest, resume, shards
+from lcm_jax.data.crop import Crop
 from lcm_jax.data.example import HELDOUT, TRAIN, Example
 from lcm_jax.data.latent_stats import LatentStats
 from lcm_jax.data.manifest import Manifest, Row
+
+STATES = ("context", "pooled")  # what a text encoder may give
+BROKEN = ("stop", "skip")
+NO_CAPTION = "no caption"
 
 
 @dataclass(frozen=True)
 class Encoders:
     """The callables that turn a batch into arrays, always of `batch_size` rows so that jit compiles once.
 
-    `images`: float32 [b, H, W, 3] in [-1, 1] -> moments [b, h, w, 2c]; `text`: captions -> context [b, l, d];
-    `tokens`: captions -> ids [b, l]. `text` or `tokens` may be None, not both.
+    `images`: float32 [b, H, W, 3] in [-1, 1] -> moments [b, h, w, 2c]; `text`: captions -> context [b, l, d], or
+    {"context": [b, l, d], "pooled": [b, p]}; `tokens`: captions -> ids [b, l] or [b, towers, l]. `text` or
+    `tokens` may be None, not both.
     """
 
     images: Callable
@@ -36,7 +43,16 @@ class Encoders:
         padded = captions + [captions[-1]] * (self.batch_size - len(captions))
         arrays = {}
         if self.text is not None:
-            arrays["context"] = np.asarray(self.text(padded)).astype(np.float16)[: len(captions)]
+            states = self.text(padded)
+            states = states if isinstance(states, Mapping) else {"context": states}
+            if "context" not in states or states.keys() - set(STATES):
+                raise ValueError(f"the text encoder gives {', '.join(states)}; it must give context, and may pooled")
+            with np.errstate(over="ignore"):
+                arrays |= {
+                    name: np.asarray(states[name]).astype(np.float16)[: len(captions)]
+                    for name in STATES
+                    if name in states
+                }
         if self.tokens is not None:
             arrays["tokens"] = np.asarray(self.tokens(padded)).astype(np.int32)[: len(captions)]
         return arrays
@@ -66,36 +82,48 @@ def encode(
     threads: int = 4,
     overwrite: bool = False,
     progress: bool = True,
+    crop: str = "center",
+    flip: float = 0.0,
+    seed: int = 0,
+    size_ids: bool = False,
+    broken: str = "stop",
 ) -> Manifest:
     """Write `examples` as latent shards in `out_dir`; run again after an interruption, it goes on from there.
 
-    The callables are those of `Encoders`. `identity` (JSON values: names and hashes of the encoders) guards
-    the folder: finished shards of the same identity and examples are verified by sha256 and kept, shards
-    that fail are made anew, and a folder made otherwise raises ValueError unless `overwrite`. `dataset`
-    holds the name and attribution of the pictures.
+    The callables are those of `Encoders`; `crop`, `flip` and `seed` those of `data.crop.Crop`, whose ids are
+    stored as "time_ids" with `size_ids`. `identity` (JSON values: names and hashes of the encoders) guards the
+    folder: finished shards of the same identity, settings and examples are verified by sha256 and kept, shards
+    that fail are made anew, and a folder made otherwise raises ValueError unless `overwrite`. `dataset` holds
+    the name and attribution of the pictures. An image that cannot be read or has no caption raises ValueError,
+    or with `broken` "skip" is left out and listed in skipped.jsonl; "stop" after "skip" tries again what it left out.
     """
     if encode_text is None and tokenize is None:
         raise ValueError("give encode_text, tokenize or both: the captions have to be stored in some form")
-    out = Path(out_dir)
-    ordered = _in_order(examples)
-    rows_text = "".join(json.dumps(asdict(_row(e)), ensure_ascii=False) + "\n" for e in ordered)
+    if broken not in BROKEN:
+        raise ValueError(f"broken is {broken!r}; choose one of {', '.join(BROKEN)}")
+    cropped = Crop(image_size, image_size, crop, flip, seed)
+    out, skips = Path(out_dir), broken == "skip"
+    ordered, silent = _in_order(examples, skips)
     plan = {
         "encoders": json.loads(json.dumps(identity or {})),
         "image_size": image_size,
         "moment_dtype": moment_dtype,
         "stores": [name for name, f in (("context", encode_text), ("tokens", tokenize)) if f is not None],
-        "rows_sha256": hashlib.sha256(rows_text.encode()).hexdigest(),
+        "rows_sha256": hashlib.sha256(_text(map(_row, ordered)).encode()).hexdigest(),
         "shards": _layout(ordered, shard_size),
+        **cropped.plan,  # settings that are not the default: folders made before there were any stay theirs
+        **({"size_ids": True} if size_ids else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     if overwrite:
         resume.clear(out)
     finished = resume.finished_shards(out, plan)
-    sides = [manifest.ROWS, manifest.ELEMENTS, *(manifest.UNCONDITIONAL.format(n) for n in plan["stores"])]
-    complete = all((out / file).exists() for file in [manifest.FILE, *sides])
-    if complete and len(finished) == len(plan["shards"]):
+    skipped = manifest.skipped(out)
+    chunks = {s["file"]: ordered[s["first_row"] : s["first_row"] + s["count"]] for s in plan["shards"]}
+    if not skips:
+        finished = {f: known for f, known in finished.items() if not any(e.key in skipped for e in chunks[f])}
+    if len(finished) == len(plan["shards"]) and _complete(out):
         return manifest.read(out)
-    manifest.write_text(out / manifest.ROWS, rows_text)
     resume.save(out, plan, finished)
     (out / manifest.FILE).unlink(missing_ok=True)  # until the end the folder is an unfinished one
 
@@ -104,8 +132,9 @@ def encode(
     for name, array in empty.items():
         np.save(out / manifest.UNCONDITIONAL.format(name), array)
 
-    stats, shape = LatentStats(), ()
+    stats, shape, rows, written = LatentStats(), (), [], []
     has_train = any(e.split == TRAIN for e in ordered)
+    skipped = {key: reason for key, reason in skipped.items() if reason != NO_CAPTION} | silent
     with (
         tqdm(
             total=len(ordered), unit="image", desc="encode", disable=not progress, dynamic_ncols=True
@@ -113,44 +142,100 @@ def encode(
         ThreadPoolExecutor(threads) as pool,
     ):
         for shard in plan["shards"]:
-            path = out / shard["file"]
-            chunk = ordered[shard["first_row"] : shard["first_row"] + shard["count"]]
-            if shard["file"] not in finished:
-                shards.write(path, _records(chunk, shard["first_row"], encoders, image_size, pool, bar))
+            path, chunk = out / shard["file"], chunks[shard["file"]]
+            kept = [e for e in chunk if e.key not in skipped]
+            if shard["file"] in finished and shards.Shard(path).count() == len(kept):
+                bar.update(len(chunk))
+            else:
+                unreadable: dict[str, str] = {}
+                prepare = partial(_prepare, cropped, unreadable if skips else None)
+                shards.write(path, _records(chunk, shard["first_row"], encoders, prepare, size_ids, pool, bar))
+                earlier = {e.key for e in chunk} & skipped.keys()
+                skipped = {key: reason for key, reason in skipped.items() if key not in earlier} | unreadable
+                kept = [e for e in chunk if e.key not in skipped]
+                if earlier or unreadable:  # before the shard counts as finished
+                    _list_skipped(out, skipped, examples)
                 finished[shard["file"]] = {"bytes": path.stat().st_size, "sha256": shards.sha256(path)}
                 resume.save(out, plan, finished)
-            else:
-                bar.update(shard["count"])
+            written.append({**shard, "first_row": len(rows), "count": len(kept), **finished[shard["file"]]})
+            rows += map(_row, kept)
+            if not kept:
+                continue
             # Statistics come from what is stored, so a resumed encoding gives the same numbers to the bit.
             arrays = [a for _, a in shards.Shard(path).read_all()]
+            _check_alike(path, arrays[0], empty)
             shape = arrays[0]["mean"].shape
             if shard["split"] == TRAIN or not has_train:
                 stats.add(np.stack([a["mean"] for a in arrays]), np.stack([a["logvar"] for a in arrays]))
 
+    if not stats.count:
+        key, reason = next(iter(skipped.items()))
+        raise ValueError(f"no {TRAIN if has_train else HELDOUT} image could be read, first {key!r}: {reason}")
+    _list_skipped(out, skipped, examples)
+    rows_text = _text(rows)
+    manifest.write_text(out / manifest.ROWS, rows_text)
     np.save(out / manifest.ELEMENTS, np.stack(stats.element).astype(np.float32))
     channel_mean, channel_std = stats.channel
+    tokens_shape = empty["tokens"].shape if "tokens" in empty else ()
     result = Manifest(
         image_size=image_size,
         latent_shape=shape,
         context_shape=empty["context"].shape if "context" in empty else None,
-        tokens_length=len(empty["tokens"]) if "tokens" in empty else None,
-        counts=dict(Counter(e.split for e in ordered)),
+        tokens_length=tokens_shape[-1] if tokens_shape else None,
+        counts=dict(Counter(row.split for row in rows)),
         scale=stats.scale,
         channel_mean=tuple(channel_mean.tolist()),
         channel_std=tuple(channel_std.tolist()),
         encoders=plan["encoders"],
         dataset=dataset or {},
         plan=resume.fingerprint(plan),
-        shards=tuple({**shard, **finished[shard["file"]]} for shard in plan["shards"]),
-        rows_sha256=plan["rows_sha256"],
+        shards=tuple(written),
+        rows_sha256=hashlib.sha256(rows_text.encode()).hexdigest(),
+        pooled_width=empty["pooled"].shape[-1] if "pooled" in empty else None,
+        tokens_towers=tokens_shape[0] if len(tokens_shape) == 2 else None,
+        size_ids=size_ids,
+        skipped=len(skipped),
     )
     manifest.write(out, result)
     (out / resume.PROGRESS).unlink()
     return result
 
 
-def _in_order(examples: Sequence[Example]) -> list[Example]:
-    """Train rows first, so that a split is a run of whole shards."""
+def _complete(out: Path) -> bool:
+    """Whether nothing but perhaps shards is missing from a folder."""
+    if not (out / manifest.FILE).exists():
+        return False
+    stored = manifest.read(out).shapes
+    sides = [manifest.UNCONDITIONAL.format(name) for name in manifest.CAPTION_ARRAYS if name in stored]
+    return all((out / file).exists() for file in [manifest.ROWS, manifest.ELEMENTS, *sides])
+
+
+def _text(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _list_skipped(out: Path, skipped: dict[str, str], examples: Sequence[Example]) -> None:
+    """Write what is left out, in the examples' order; no file when that is nothing."""
+    rows = [{"key": e.key, "reason": skipped[e.key]} for e in examples if e.key in skipped]
+    if rows:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        manifest.write_text(out / manifest.SKIPPED, text)
+    else:
+        (out / manifest.SKIPPED).unlink(missing_ok=True)
+
+
+def _check_alike(path: Path, arrays: dict[str, np.ndarray], empty: dict[str, np.ndarray]) -> None:
+    stored = {name: a.shape for name, a in arrays.items() if name in manifest.CAPTION_ARRAYS}
+    given = {name: a.shape for name, a in empty.items()}
+    if stored != given:
+        raise ValueError(
+            f"{path} stores captions as {stored}, the encoders now give {given}; choose another folder or "
+            "encode with overwrite"
+        )
+
+
+def _in_order(examples: Sequence[Example], skips: bool) -> tuple[list[Example], dict[str, str]]:
+    """Train examples first, so that a split is a run of whole shards; and what has no caption, if `skips`."""
     if not examples:
         raise ValueError("no examples to encode: the reader found nothing, or the filter left nothing")
     repeated = [key for key, n in Counter(e.key for e in examples).items() if n > 1]
@@ -159,11 +244,11 @@ def _in_order(examples: Sequence[Example]) -> list[Example]:
             f"{len(repeated)} keys occur twice, first {repeated[0]!r}; run the check and mend them"
         )
     silent = [e.key for e in examples if not e.caption]
-    if silent:
-        raise ValueError(
-            f"{len(silent)} images have no caption, first {silent[0]!r}; run the check and mend them"
-        )
-    return [e for split in (TRAIN, HELDOUT) for e in examples if e.split == split]
+    if silent and (not skips or len(silent) == len(examples)):
+        what = f"{len(silent)} images have no caption, first {silent[0]!r}; run the check and mend them"
+        raise ValueError(what + ("" if skips else ", or leave them out with broken=skip"))
+    ordered = [e for split in (TRAIN, HELDOUT) for e in examples if e.split == split and e.caption]
+    return ordered, dict.fromkeys(silent, NO_CAPTION)
 
 
 def _row(example: Example) -> Row:
@@ -182,31 +267,49 @@ def _layout(ordered: list[Example], shard_size: int) -> list[dict]:
     return layout
 
 
+def _prepare(
+    crop: Crop, unreadable: dict[str, str] | None, example: Example
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pixels in [-1, 1] and size ids of an image; None for a broken one, noted in `unreadable` where there is one."""
+    try:
+        image = example.load()
+    except ValueError as error:
+        if unreadable is None:
+            raise ValueError(f"{error}, or leave such images out with broken=skip") from error
+        unreadable[example.key] = str(error)
+        return None
+    pixels, ids = crop(image, example.key)
+    return images.to_float(pixels), ids
+
+
 def _records(
     chunk: list[Example],
     first_row: int,
     encoders: Encoders,
-    image_size: int,
+    prepare: Callable,
+    size_ids: bool,
     pool: ThreadPoolExecutor,
     bar: tqdm,
 ) -> Iterator[bytes]:
     """The packed records of one shard; the next batch is decoded by `pool` while this one is encoded."""
-
-    def prepare(example: Example) -> np.ndarray:
-        return images.to_float(images.fit(example.load(), image_size))
-
-    batches = [chunk[i : i + encoders.batch_size] for i in range(0, len(chunk), encoders.batch_size)]
-    waiting = [pool.submit(prepare, e) for e in batches[0]]
-    row = first_row
+    rows = list(enumerate(chunk, first_row))
+    batches = [rows[i : i + encoders.batch_size] for i in range(0, len(rows), encoders.batch_size)]
+    waiting = [pool.submit(prepare, e) for _, e in batches[0]]
     for batch, following in zip(batches, [*batches[1:], []], strict=True):
-        pixels = np.stack([future.result() for future in waiting])
-        waiting = [pool.submit(prepare, e) for e in following]
-        arrays = encoders.pixels(pixels) | encoders.captions([e.caption for e in batch])
-        for i, example in enumerate(batch):
+        prepared = [future.result() for future in waiting]
+        waiting = [pool.submit(prepare, e) for _, e in following]
+        readable = [(*row, *found) for row, found in zip(batch, prepared, strict=True) if found is not None]
+        bar.update(len(batch))
+        if not readable:
+            continue
+        numbers, kept, pixels, ids = zip(*readable, strict=True)
+        arrays = encoders.pixels(np.stack(pixels)) | encoders.captions([e.caption for e in kept])
+        if size_ids:
+            arrays["time_ids"] = np.stack(ids)
+        for i, (number, example) in enumerate(zip(numbers, kept, strict=True)):
             own = {name: a[i] for name, a in arrays.items()}
             odd = [name for name, a in own.items() if not np.isfinite(a).all()]
             if odd:
                 raise ValueError(f"{example.key}: {', '.join(odd)} is not finite as {encoders.moment_dtype}")
-            yield shards.pack({"row": row, **asdict(_row(example))}, own)
-            row += 1
-        bar.update(len(batch))
+            # the row is that of the whole plan: images left out do not shift those behind them
+            yield shards.pack({"row": number, **asdict(_row(example))}, own)

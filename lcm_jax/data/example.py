@@ -1,12 +1,14 @@
 """One captioned image as every reader hands it over, before anything is decoded."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 TRAIN, HELDOUT = "train", "heldout"
+CAPTION_NAMES = ("text", "caption")  # what sets call their captions
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,63 @@ class Example:
     tags: tuple[str, ...] = ()
 
 
+class Found(list[Example]):
+    """Examples of a source that is damaged in places: `damage` says in a line each what could not be listed."""
+
+    def __init__(self, examples: Iterable[Example] = (), damage: Iterable[str] = ()):
+        super().__init__(examples)
+        self.damage = tuple(damage)
+
+
+def described(key: str, caption: Any, load: Callable[[], np.ndarray], about: Mapping, heldout: float) -> Example:
+    """An example whose `about` may hold `group` (the key unless given), `split` and `tags` (a list, or words).
+
+    A split that is neither of the two counts as not given: sets of other makers use the word for their own.
+    """
+    group = str(about.get("group") or key)
+    split = about.get("split")
+    tags = about.get("tags")
+    tags = tuple(tags.split()) if isinstance(tags, str) else tuple(str(t) for t in _listed(tags))
+    return Example(
+        key=key,
+        caption=one_line(caption),
+        load=load,
+        group=group,
+        split=split if split in (TRAIN, HELDOUT) else split_of(group, heldout),
+        tags=tags,
+    )
+
+
+def one_line(caption: Any) -> str:
+    """A caption as words with single spaces; of several the first; "" for anything that is no text."""
+    if isinstance(caption, bytes):
+        caption = caption.decode("utf-8", "replace")
+    if not isinstance(caption, str):
+        caption = next((c for c in _listed(caption) if isinstance(c, str | bytes)), "")
+        return one_line(caption)
+    return " ".join(caption.split())
+
+
+def _listed(values: Any) -> list:
+    if isinstance(values, np.ndarray):
+        return values.tolist() if values.ndim else [values.item()]
+    return list(values) if isinstance(values, list | tuple) else []
+
+
 def split_of(group: str, heldout: float = 0.1) -> str:
     """Decided by the sha256 of the group alone: the same on every machine and for any order."""
-    fraction = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
-    return HELDOUT if fraction < heldout else TRAIN
+    return HELDOUT if fraction(group) < heldout else TRAIN
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1) drawn by the sha256 of `text`."""
+    # the top 53 bits: all of them fit a float, so that nothing rounds up to 1
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11) / 2**53
 
 
 def with_tag(examples: Iterable[Example], tag: str | None) -> list[Example]:
     """The examples that carry `tag` (all for None); ValueError with the known tags if there are none."""
-    examples = list(examples)
+    examples = examples if isinstance(examples, list) else list(examples)
     if tag is None:
         return examples
     chosen = [e for e in examples if tag in e.tags]
@@ -41,4 +91,4 @@ def with_tag(examples: Iterable[Example], tag: str | None) -> list[Example]:
         raise ValueError(
             f"no example carries the tag {tag!r}; this set knows: {', '.join(known) or 'no tags'}"
         )
-    return chosen
+    return Found(chosen, getattr(examples, "damage", ()))

@@ -1,9 +1,14 @@
-"""Image files to square RGB pixels: decode, composite on white, resize and crop."""
+"""Image files to RGB pixels of one size: decode, composite on white, resize and crop."""
 
+import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
+
+CENTRE = (0.5, 0.5)
 
 
 def decode(path: str | Path) -> np.ndarray:
@@ -12,7 +17,21 @@ def decode(path: str | Path) -> np.ndarray:
     Raises ValueError naming the file when it is missing, truncated or not an image.
     """
     try:
-        with Image.open(path) as image:
+        return _decoded(path, f"image {path}")
+    except FileNotFoundError:
+        raise ValueError(f"image {path} does not exist; remove its entry or restore the file") from None
+
+
+def decode_bytes(content: bytes | None, name: str) -> np.ndarray:
+    """`decode` of an image file's content; `name` says in errors where it came from."""
+    if not content:
+        raise ValueError(f"{name} is empty; replace or remove it")
+    return _decoded(BytesIO(content), name)
+
+
+def _decoded(source: str | Path | BytesIO, name: str) -> np.ndarray:
+    try:
+        with Image.open(source) as image:
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -21,17 +40,29 @@ def decode(path: str | Path) -> np.ndarray:
                 image = Image.alpha_composite(white, image)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
-        raise ValueError(f"image {path} does not exist; remove its entry or restore the file") from None
+        raise
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"image {path} cannot be read ({reason}); replace or remove it") from error
+        # PIL shows a file without a name as the object that holds it, which says nothing
+        reason = re.sub(r" ?<_io\.BytesIO.*?>", "", " ".join(str(error).split())) or type(error).__name__
+        raise ValueError(f"{name} cannot be read ({reason}); replace or remove it") from error
 
 
-def fit(image: np.ndarray, size: int, flip: bool = False) -> np.ndarray:
-    """Aspect-preserving resize of the shorter side (Lanczos), centre crop: uint8 [size, size, 3]."""
-    if image.shape[:2] != (size, size):
-        image = np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS))
-    return image[:, ::-1] if flip else image
+def fit(
+    image: np.ndarray, size: int | tuple[int, int], flip: bool = False, place: tuple[float, float] = CENTRE
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Aspect-preserving resize that covers `size` (Lanczos), then the crop at `place`: uint8 [h, w, 3].
+
+    `size` is pixels, of a square's side or (height, width); `place` the shares of what is cut off that lie
+    (above, left of) the crop. `flip` mirrors left and right before that.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if flip:
+        image = image[:, ::-1]
+    if image.shape[:2] != (height, width):
+        top, left = place
+        fitted = ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.LANCZOS, centering=(left, top))
+        image = np.asarray(fitted)
+    return image
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

@@ -11,7 +11,9 @@ from jaxtyping import Integer
 
 from lcm_jax.data import manifest, shards
 
-ARRAYS = ("mean", "std", "context", "tokens")
+ARRAYS = ("mean", "std", "context", "pooled", "time_ids", "tokens")
+STATES = ("context", "pooled")  # stored and held as float16, served as float32
+AGREE = ("latent_shape", "context_shape", "pooled_width", "tokens_length", "tokens_towers", "size_ids", "encoders")
 
 
 class LatentRows:
@@ -72,10 +74,10 @@ class LatentRows:
 
     @property
     def nbytes(self) -> int:
-        """Memory the chosen rows would take when held (float32 moments, float16 context)."""
-        made = self.manifests[0]
-        each = 8 * int(np.prod(made.latent_shape)) + 4 * (made.tokens_length or 0)
-        return len(self) * (each + 2 * int(np.prod(made.context_shape or (0,))))
+        """Memory the chosen rows would take when held (float32 mean and std, float16 states, int32 ids)."""
+        each = {"mean": 2 * 4, "context": 2, "pooled": 2, "time_ids": 4, "tokens": 4}
+        shapes = self.manifests[0].shapes
+        return len(self) * sum(each[name] * int(np.prod(shape)) for name, shape in shapes.items())
 
     def load(self) -> None:
         """Decode the chosen rows once and serve from memory from now on."""
@@ -88,8 +90,7 @@ class LatentRows:
             arrays = self._read(index)
         else:
             arrays = {name: held[positions] for name, held in self._held.items()}
-        if "context" in arrays:
-            arrays["context"] = arrays["context"].astype(np.float32)
+        arrays |= {name: arrays[name].astype(np.float32) for name in STATES if name in arrays}
         return {**arrays, "index": index}
 
     def _read(self, index: np.ndarray) -> dict[str, np.ndarray]:
@@ -125,7 +126,7 @@ def _as_served(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _agree(folders: Sequence[str | Path], made: list[manifest.Manifest]) -> None:
     for folder, other in zip(folders[1:], made[1:], strict=True):
-        for name in ("latent_shape", "context_shape", "tokens_length", "encoders"):
+        for name in AGREE:
             if getattr(other, name) != getattr(made[0], name):
                 first, second = getattr(made[0], name), getattr(other, name)
                 message = f"{name} is {first} in {folders[0]} but {second} in {folder}"

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from lcm_jax.data import shards
 
 FORMAT, VERSION = "lcm_jax.latents", 1
-FILE, ROWS = "manifest.json", "rows.jsonl"
+FILE, ROWS, SKIPPED = "manifest.json", "rows.jsonl", "skipped.jsonl"
+TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
+CAPTION_ARRAYS = ("context", "pooled", "tokens")
 UNCONDITIONAL, ELEMENTS = "unconditional_{}.npy", "element_stats.npy"
 
 
@@ -34,6 +36,24 @@ class Manifest:
     rows_sha256: str
     format: str = FORMAT
     version: int = VERSION
+    # Entries that older folders lack.
+    pooled_width: int | None = None  # of a second state that sums the caption up (SDXL)
+    tokens_towers: int | None = None  # ids are [towers, l] for a model with several text encoders, else [l]
+    size_ids: bool = False  # whether "time_ids" are stored
+    skipped: int = 0  # images that were left out, listed in skipped.jsonl
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each stored array of one example but the logvar, by name."""
+        towers = () if self.tokens_towers is None else (self.tokens_towers,)
+        found = {
+            "mean": tuple(self.latent_shape),
+            "context": None if self.context_shape is None else tuple(self.context_shape),
+            "pooled": None if self.pooled_width is None else (self.pooled_width,),
+            "tokens": None if self.tokens_length is None else (*towers, self.tokens_length),
+            "time_ids": (TIME_IDS,) if self.size_ids else None,
+        }
+        return {name: shape for name, shape in found.items() if shape is not None}
 
 
 @dataclass(frozen=True)
@@ -68,8 +88,9 @@ def read(folder: str | Path) -> Manifest:
             f"{path} has version {content.get('version')}, this code reads {VERSION}; encode again"
         )
     names = {f.name for f in fields(Manifest)}
-    if names != content.keys():
-        odd = ", ".join(sorted(names ^ content.keys()))
+    missing = {f.name for f in fields(Manifest) if f.default is MISSING} - content.keys()
+    if missing or content.keys() - names:
+        odd = ", ".join(sorted(missing | (content.keys() - names)))
         raise ValueError(f"{path} has missing or unknown entries ({odd}); encode the data set again")
     lists = {k: tuple(v) for k, v in content.items() if isinstance(v, list)}
     return Manifest(**{**content, **lists})
@@ -97,7 +118,7 @@ def rows(folder: str | Path) -> list[Row]:
 
 
 def unconditional(folder: str | Path, kind: str = "context") -> np.ndarray:
-    """What the empty caption encodes to: context float32 [l, d], or tokens int32 [l] for kind "tokens"."""
+    """What the empty caption encodes to: "context" float32 [l, d], "pooled" float32 [p], "tokens" int32 [l]."""
     path = Path(folder) / UNCONDITIONAL.format(kind)
     try:
         array = np.load(path, allow_pickle=False)
@@ -106,29 +127,64 @@ def unconditional(folder: str | Path, kind: str = "context") -> np.ndarray:
     return array.astype(np.int32 if kind == "tokens" else np.float32)
 
 
+def unconditionals(folder: str | Path) -> dict[str, np.ndarray]:
+    """`unconditional` of every array that the folder stores of its captions, by name."""
+    stored = read(folder).shapes
+    return {kind: unconditional(folder, kind) for kind in CAPTION_ARRAYS if kind in stored}
+
+
 def element_stats(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std of sampled, unscaled latents for each element, float32 [h, w, c] both."""
     mean, std = np.load(Path(folder) / ELEMENTS, allow_pickle=False)
     return mean, std
 
 
-def check_fits(manifest: Manifest, latent_shape: tuple[int, ...], context_width: int | None = None) -> None:
-    """ValueError when the stored arrays do not fit a model of `latent_shape` (h, w, c) and context width."""
+def check_fits(
+    manifest: Manifest,
+    latent_shape: tuple[int, ...],
+    context_width: int | None = None,
+    pooled_width: int | None = None,
+    size_ids: bool = False,
+    tokens_shape: tuple[int, ...] | None = None,
+) -> None:
+    """ValueError when the stored arrays do not fit a model of `latent_shape` (h, w, c) and what else is given.
+
+    `context_width` and `pooled_width` are those of the captions' states, `size_ids` says that the model reads
+    them, `tokens_shape` is that of the ids a model with text encoders of its own reads: [l] or [towers, l].
+    """
     made = "re-encode the data with this model's encoders, or choose the config the data was made for"
     stored, wanted = tuple(manifest.latent_shape), tuple(latent_shape)
     if stored[-1] != wanted[-1]:
         raise ValueError(f"latents have {stored[-1]} channels, the model takes {wanted[-1]}; {made}")
     if stored != wanted:
         raise ValueError(f"latents are {_size(stored)}, the model takes {_size(wanted)}; {made}")
-    if context_width is None:
-        return
-    if manifest.context_shape is None:
-        raise ValueError(
-            f"the data set stores no text context, the model takes width {context_width}; {made}"
-        )
-    if manifest.context_shape[-1] != context_width:
-        width = manifest.context_shape[-1]
-        raise ValueError(f"text context is {width} wide, the model takes {context_width}; {made}")
+    for name, width in (("context", context_width), ("pooled", pooled_width)):
+        what = "text context" if name == "context" else "pooled text state"
+        shape = manifest.shapes.get(name)
+        if width is not None and shape is None:
+            raise ValueError(f"the data set stores no {what}, the model takes width {width}; {made}")
+        if width is not None and shape[-1] != width:
+            raise ValueError(f"{what} is {shape[-1]} wide, the model takes {width}; {made}")
+    if size_ids and not manifest.size_ids:
+        raise ValueError("the data set stores no size ids, the model takes them; encode it again with size_ids")
+    if tokens_shape is not None:
+        ids = manifest.shapes.get("tokens")
+        if ids is None:
+            raise ValueError("the data set stores no token ids, the model takes them; encode it again with tokens")
+        if ids != tuple(tokens_shape):
+            raise ValueError(f"token ids are {_size(ids)}, the model takes {_size(tokens_shape)}; {made}")
+
+
+def skipped(folder: str | Path) -> dict[str, str]:
+    """Key -> reason of the images that encoding left out, in their order; empty when there is no such list."""
+    path = Path(folder) / SKIPPED
+    if not path.exists():
+        return {}
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return {row["key"]: row["reason"] for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is broken ({error!r}); encode the data set again with overwrite") from None
 
 
 def shard_problems(folder: str | Path, listed: Sequence[dict], hashes: bool = False) -> list[str]:

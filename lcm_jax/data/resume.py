@@ -30,14 +30,14 @@ def finished_shards(out: Path, plan: dict) -> dict[str, dict]:
     if (out / manifest.FILE).exists():
         earlier = manifest.read(out)
         made = earlier.plan
-        finished = {s["file"]: {"bytes": s["bytes"], "sha256": s["sha256"]} for s in earlier.shards}
+        finished = {s["file"]: {k: s[k] for k in ("bytes", "sha256")} for s in earlier.shards}
     elif (out / PROGRESS).exists():
         content = json.loads((out / PROGRESS).read_text(encoding="utf-8"))
         made, finished = content["plan"], content["finished"]
     else:
         return {}
     wanted = fingerprint(plan)
-    different = [name for name in wanted if made.get(name) != wanted[name]]
+    different = [name for name in (wanted | made) if made.get(name) != wanted.get(name)]
     if different:
         differs = ", ".join(different)
         raise ValueError(
@@ -56,5 +56,5 @@ def clear(out: Path) -> None:
     for pattern in ("*.array_record", "*.partial", manifest.UNCONDITIONAL.format("*")):
         for path in out.glob(pattern):
             path.unlink()
-    for name in (manifest.FILE, PROGRESS, manifest.ROWS, manifest.ELEMENTS):
+    for name in (manifest.FILE, PROGRESS, manifest.ROWS, manifest.ELEMENTS, manifest.SKIPPED):
         (out / name).unlink(missing_ok=True)

@@ -61,9 +61,10 @@ def test_tag_filter_and_unknown_tag(emoji):
 
 
 def test_registry_lists_readers_and_keywords():
-    assert data.reader_names() == ["image_folder", "twemoji"]
+    names = ["image_folder", "parquet", "tfds", "twemoji", "webdataset"]
+    assert data.reader_names() == names
     assert "CC-BY 4.0" in data.attribution("twemoji") and data.attribution("image_folder") == ""
-    with pytest.raises(KeyError, match="unknown data reader 'twemojis'; known: image_folder, twemoji"):
+    with pytest.raises(KeyError, match=f"unknown data reader 'twemojis'; known: {', '.join(names)}"):
         data.reader("twemojis")
     with pytest.raises(
         TypeError, match="'image_folder': no option 'fodler' and needs 'folder'; it takes folder: "
