@@ -205,9 +205,10 @@ def _complete(out: Path) -> bool:
     """Whether nothing but perhaps shards is missing from a folder."""
     if not (out / manifest.FILE).exists():
         return False
-    stored = manifest.read(out).shapes
-    sides = [manifest.UNCONDITIONAL.format(name) for name in manifest.CAPTION_ARRAYS if name in stored]
-    return all((out / file).exists() for file in [manifest.ROWS, manifest.ELEMENTS, *sides])
+    made = manifest.read(out)
+    sides = [manifest.UNCONDITIONAL.format(name) for name in manifest.CAPTION_ARRAYS if name in made.shapes]
+    whole = all((out / file).exists() for file in [manifest.ROWS, manifest.ELEMENTS, *sides])
+    return whole and len(manifest.skipped(out)) == made.skipped
 
 
 def _text(rows: Iterable[Row]) -> str:
