@@ -182,7 +182,7 @@ class Bench:
             f = consistency(path, EDMBoundary(), field)
             for steps, sigmas in TIMES.items():
                 yield steps, lambda key, b, sigmas=sigmas: few_step.sample(
-                    f, path, key, (b, *shape), np.array(sigmas), sigma_min=0.002
+                    f, path, jax.random.normal(key, (len(sigmas), b, *shape)), np.array(sigmas), sigma_min=0.002
                 )
 
     def generate(self, draw: Callable, seed: int, size: int = 100) -> np.ndarray:

@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lcm_jax.captions import caption_encoder
+from lcm_jax.captions import CaptionEncoder, encode
 from lcm_jax.data import attribution, manifest
 from lcm_jax.data.image_loader import make_image_loader
 from lcm_jax.data.loader import Loader, make_loader
 from lcm_jax.diffusion.grid import FixedGrid
 from lcm_jax.diffusion.path import vp_path
-from lcm_jax.models import presets
+from lcm_jax.models import lora, presets
 from lcm_jax.models.autoencoder import AutoencoderConfig, autoencoder
 from lcm_jax.models.functional import Net
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec
@@ -28,14 +28,16 @@ from lcm_jax.models.unet import unet
 from lcm_jax.objectives import base
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.parallel.transfer import place_batch, replicate
+from lcm_jax.parallel.transfer import place_array, place_batch, replicate
 from lcm_jax.settings import call, known
-from lcm_jax.start import starting_point
+from lcm_jax.source import Model, Place, network
+from lcm_jax.start import Start, starting_point
 from lcm_jax.train.optimizer import SETTINGS as OPTIMIZER_SETTINGS
 from lcm_jax.train.optimizer import learning_rate, optimizer
 from lcm_jax.train.state import State
 from lcm_jax.train.step import Step, init_state, train_step
 from lcm_jax.typing import Params
+from lcm_jax.weights.bijection import flatten
 
 log = logging.getLogger(__name__)
 FIRST_WEIGHTS = 0x1417  # folded into the run's key for initialisation, apart from every step's fold
@@ -43,7 +45,8 @@ SECTIONS = ("seed", "steps", "data", "model", "objective", "optimizer", "average
 AVERAGE_KEYS = ("ema_decay",)
 OPTIMIZER_KEYS = ("name", "rate", "schedule", "warmup", "final", "accumulate", *OPTIMIZER_SETTINGS)
 REQUIRED = {"data": ("batch_size",), "objective": ("name",), "optimizer": ("name", "rate")}
-IN_THE_STEP = ("mean", "std", "context", "image")  # entries of a batch that go to the device
+# Entries of a batch that go to the device.
+IN_THE_STEP = ("mean", "std", "context", "pooled", "time_ids", "tokens", "image")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Run:
 
     spec: ModelSpec
     networks: dict[str, Params]  # what the trained network is exported with and does not train
-    trains: str  # "unet" or "autoencoder"
+    trains: str  # "unet", "autoencoder" or "lora": adapters of a U-Net
     loader: Loader
     mesh: Mesh
     step: Step  # jitted, state donated
@@ -61,6 +64,8 @@ class Run:
     frozen: Any
     key: jax.Array
     config: dict[str, Any]
+    model: Model | None = None  # what it went on from, for what else belongs to it: text encoders, tokenizers
+    weights: Callable[[Params, Any], Params] | None = None  # (trained, frozen) -> the network's parameters
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch as global arrays on the mesh, without what the step does not read."""
@@ -81,9 +86,21 @@ def run(config: ConfigDict | Mapping[str, Any]) -> Run:
     return make(cfg)
 
 
-def latent_run(cfg: dict[str, Any]) -> Run:
-    """The parts of a run that trains a U-Net on latents."""
-    start = starting_point(cfg["model"])
+@dataclass(frozen=True)
+class Parts:
+    """What a latent run is made of before any weights are read."""
+
+    spec: ModelSpec
+    start: Start
+    objective: base.Objective
+    trained: Net  # what is trained: the U-Net, or its adapters
+    teacher: Net | None
+    weights: Callable[[Params, Any], Params] | None  # (trained, frozen) -> the student's parameters; None: themselves
+
+
+def latent_parts(cfg: dict[str, Any], planning: bool = False) -> Parts:
+    """The parts a config describes; with `planning`, of models that need not be there (start.starting_point)."""
+    start = starting_point(cfg["model"], planning)
     spec = start.spec
     name = cfg["objective"]["name"]
     if "kind" not in inspect.signature(base.builder(name)).parameters:
@@ -91,44 +108,112 @@ def latent_run(cfg: dict[str, Any]) -> Run:
             f"objective {name!r} trains networks of noise levels, not the captioned U-Nets of launch.train: "
             "use it from Python with models.adm and train.step"
         )
-    objective = build_objective(cfg["objective"], path=vp_path(**vars(spec.path)), kind=spec.kind)
-    if objective.needs_teacher and start.teacher is None:
+    settings = dict(cfg["objective"])
+    if start.lora is not None and "w_width" in inspect.signature(base.builder(name)).parameters:
+        settings.setdefault("w_width", spec.unet.w_width)  # a network without an input for w stays so
+    objective = build_objective(settings, path=vp_path(**vars(spec.path)), kind=spec.kind)
+    if objective.needs_teacher and start.teacher_spec is None:
         raise ValueError(f"objective {name!r} distils: set config.model.teacher to a model folder")
-    if not objective.needs_teacher and start.teacher is not None:
+    if not objective.needs_teacher and start.teacher_spec is not None:
         raise ValueError(f"objective {name!r} has no use for config.model.teacher: name it in config.model.start")
+    spec = distilled(spec, objective, name)
+    net = unet(spec.unet)
+    teacher = unet(start.teacher_spec.unet) if start.teacher_spec is not None else None
+    if start.lora is None:
+        return Parts(spec, start, objective, net, teacher, None)
+    if start.model is not None and start.model.spec.unet.w_width != spec.unet.w_width:
+        raise ValueError("config.model.w_width cannot be set beside config.model.lora: adapters add no input")
+    if objective.needs_teacher and cfg["model"].get("start"):
+        raise ValueError("config.model.start is not needed beside a teacher and adapters: they are the teacher's own")
+    adapters = lora_net(net, start.lora)
+    spec = dataclasses.replace(spec, about={**spec.about, "lora": lora_record(cfg["model"], start.lora)})
+    merged = lambda trained, frozen: lora.merge(frozen["base"], trained, start.lora.alpha)
+    return Parts(spec, start, objective, adapters, teacher, merged)
+
+
+def distilled(spec: ModelSpec, objective: base.Objective, name: str) -> ModelSpec:
+    """The spec of the student of an objective that tells it w, or guides its teacher by w; others' unchanged."""
     reading = getattr(objective, "reading", None)
     w = getattr(reading, "w", None)
-    if (w is None) != (spec.unet.w_width is None):
-        need = "needs a width, such as 256" if w is not None else "has none"
-        raise ValueError(f"config.model.w_width is {spec.unet.w_width}: objective {name!r} {need}")
-    if w is not None:
-        if reading.w_width != spec.unet.w_width:
-            widths = f"config.objective.w_width {reading.w_width}, config.model.w_width {spec.unet.w_width}"
-            raise ValueError(f"{widths}: make them equal")
-        spec = dataclasses.replace(
-            spec,
-            role="consistency",
-            guidance=GuidanceSpec(float(w.low), float(w.high)),
-            timestep_scaling=objective.boundary.timestep_scaling,
-        )
-        if isinstance(objective.pair, FixedGrid):  # sampled at the times it was trained at, and at no others
-            n = objective.pair.intervals
-            spec = dataclasses.replace(spec, original_steps=n, steps=tuple(k for k in spec.steps if k <= n))
+    if w is None and spec.unet.w_width is not None:
+        raise ValueError(f"config.model.w_width is {spec.unet.w_width}: objective {name!r} has none")
+    if w is None:
+        return spec
+    if reading.w_width != spec.unet.w_width:
+        widths = f"config.objective.w_width {reading.w_width}, config.model.w_width {spec.unet.w_width}"
+        raise ValueError(f"{widths}: make them equal, such as 256")
+    told = spec.unet.w_width is not None
+    spec = dataclasses.replace(
+        spec,
+        role="consistency",
+        guidance=GuidanceSpec(float(w.low), float(w.high)) if told else None,
+        timestep_scaling=objective.boundary.timestep_scaling,
+    )
+    if isinstance(objective.pair, FixedGrid):  # sampled at the times it was trained at, and at no others
+        n = objective.pair.intervals
+        spec = dataclasses.replace(spec, original_steps=n, steps=tuple(k for k in spec.steps if k <= n))
+    return spec
 
+
+def lora_net(net: Net, config: lora.LoraConfig) -> Net:
+    """The adapters of a network as what is trained; `apply` takes the merged parameters."""
+    make = lambda key: lora.init(key, net.abstract(), config)
+    return Net(config, make, net.apply, lambda: jax.eval_shape(make, jax.random.key(0)))
+
+
+def lora_record(model: Mapping[str, Any], config: lora.LoraConfig) -> dict[str, Any]:
+    """What a run of adapters must remember: their settings and the model they belong to."""
+    base_of = model.get("start") or model["teacher"]
+    settings = {**dataclasses.asdict(config), "targets": list(config.targets)}
+    return {**settings, "base": base_of, "variant": model.get("variant")}
+
+
+def latent_run(cfg: dict[str, Any]) -> Run:
+    """The parts of a run that trains a U-Net, or its adapters, on latents."""
+    parts = latent_parts(cfg)
+    spec, start = parts.spec, parts.start
     loader = call(make_loader, "config.data", **cfg["data"], seed=cfg["seed"], **processes())
-    check_data(loader.manifest, spec)
+    example = loader.rows.batch(np.arange(1))
+    check_data(loader.manifest, spec, start.model.captions, example)
     spec = owing(spec, loader.manifest.dataset.get("attribution"))
-    frozen = {
-        "teacher": start.teacher,
-        "batch": {
-            "scale": jnp.float32(spec.autoencoder.scale),
-            "uncond": jnp.asarray(manifest.unconditional(loader.rows.folders[0])),
-        },
-    }
-    teacher_apply = unet(start.teacher_spec.unet).apply if start.teacher is not None else None
-    rest = {"autoencoder": start.autoencoder}
-    net = unet(spec.unet)
-    return assemble(cfg, spec, rest, "unet", loader, objective, net, start.unet, frozen, teacher_apply)
+    mesh, rule_set = mesh_of(cfg)
+    place = lambda abstract, dtype: placer(abstract, rule_set, mesh, dtype)
+    frozen: dict[str, Any] = {"batch": {"scale": jnp.float32(spec.autoencoder.scale)}}
+    prepare = None
+    if "context" in example:
+        names = [k for k in ("context", "pooled") if k in example]
+        frozen["batch"]["uncond"] = {k: manifest.unconditional(loader.rows.folders[0], k) for k in names}
+    else:
+        captions = start.model.captions
+        frozen["batch"]["uncond"] = {k: v[0] for k, v in encode(captions, [""]).items()}
+        frozen["text"] = captions.params
+        prepare = lambda frozen, batch: {**batch, **captions.states(frozen["text"], batch["tokens"])}
+    frozen = replicate(frozen, mesh)
+    frozen["teacher"] = None
+    if start.teacher is not None:
+        frozen["teacher"] = start.teacher.load("unet", place(parts.teacher.abstract(), start.teacher_dtype))
+    if start.lora is not None:  # one frozen copy serves as teacher and as what is adapted
+        base = frozen["teacher"]
+        abstract = unet(spec.unet).abstract()
+        frozen["base"] = start.model.load("unet", place(abstract, start.teacher_dtype)) if base is None else base
+    first = None
+    if not start.fresh and start.lora is None:
+        first = start.model.load("unet", place(network(start.model.spec, "unet").abstract(), "float32"))
+    return assemble(
+        cfg,
+        spec,
+        {"autoencoder": start.model.load("autoencoder")},
+        "unet" if start.lora is None else "lora",
+        loader,
+        parts.objective,
+        parts.trained,
+        first,
+        frozen,
+        None if parts.teacher is None else parts.teacher.apply,
+        model=start.model,
+        weights=parts.weights,
+        prepare=prepare,
+    )
 
 
 def autoencoder_run(cfg: dict[str, Any]) -> Run:
@@ -153,32 +238,20 @@ def assemble(
     loader: Loader,
     objective: base.Objective,
     net: Net,
-    start: Params | None,
+    first: Params | None,
     frozen: Any,
     teacher_apply: Callable[..., Any] | None,
+    model: Model | None = None,
+    weights: Callable[[Params, Any], Params] | None = None,
+    prepare: Callable[[Any, Any], Any] | None = None,
 ) -> Run:
-    """Mesh, optimiser, step and state around an objective and its network."""
-    mesh_cfg = dict(cfg["mesh"])
-    rule_set = mesh_cfg.pop("rules", "replicate")
-    mesh = call(make_mesh, "config.mesh", **mesh_cfg)
-    opt = dict(cfg["optimizer"])
-    known(opt, OPTIMIZER_KEYS, "config.optimizer")
-    tx = optimizer(
-        opt["name"],
-        learning_rate(opt["rate"], cfg["steps"], **{k: opt[k] for k in ("schedule", "warmup", "final") if k in opt}),
-        **{k: opt[k] for k in OPTIMIZER_SETTINGS if k in opt},
-    )
-    accumulate, batch = opt.get("accumulate", 1), cfg["data"]["batch_size"]
-    if accumulate < 1 or batch % accumulate:
-        raise ValueError(f"config.optimizer.accumulate {accumulate} does not divide batch size {batch}")
-    known(cfg["average"], AVERAGE_KEYS, "config.average")
-    step = train_step(objective, net.apply, teacher_apply, tx, accumulate=accumulate, **cfg["average"])
-
-    def make(key: jax.Array) -> State:
-        return init_state(overlay(net.init(key), start or {}), tx, objective)
-
+    """Mesh, optimiser, step and state around an objective and what it trains; `first` is on the mesh already."""
+    mesh, rule_set = mesh_of(cfg)
+    tx = optimizer_of(cfg)
+    step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare)
+    make = first_state(net, tx, objective)
     key = jax.random.key(cfg["seed"])
-    shapes = jax.eval_shape(make, key)
+    shapes = jax.eval_shape(make, key, first)
     shardings = rules.infer(shapes, rule_set, mesh)
     return Run(
         spec=spec,
@@ -187,18 +260,80 @@ def assemble(
         loader=loader,
         mesh=mesh,
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-        init=lambda: jax.jit(make, out_shardings=shardings)(jax.random.fold_in(key, FIRST_WEIGHTS)),
+        init=lambda: jax.jit(make, out_shardings=shardings)(jax.random.fold_in(key, FIRST_WEIGHTS), first),
         abstract=rules.with_shardings(shapes, shardings),
-        frozen=replicate(frozen, mesh),
+        frozen=frozen,
         key=replicate(key, mesh),
         config=cfg,
+        model=model,
+        weights=weights,
     )
 
 
-def check_data(made: manifest.Manifest, spec: ModelSpec) -> None:
+def mesh_of(cfg: Mapping[str, Any]) -> tuple[Mesh, str]:
+    """The mesh of config.mesh and the name of its sharding rules."""
+    settings = dict(cfg["mesh"])
+    rule_set = settings.pop("rules", "replicate")
+    return call(make_mesh, "config.mesh", **settings), rule_set
+
+
+def placer(abstract: Params, rule_set: str, mesh: Mesh, dtype: str) -> Place:
+    """(path, array) -> the array on the mesh in `dtype`, sharded by the rules, one tensor in host memory at a time."""
+    shardings = flatten(rules.infer(abstract, rule_set, mesh))
+    return lambda path, array: place_array(np.asarray(array).astype(jnp.dtype(dtype)), shardings[path])
+
+
+def optimizer_of(cfg: Mapping[str, Any]) -> Any:
+    """The optimiser of config.optimizer."""
+    opt = dict(cfg["optimizer"])
+    known(opt, OPTIMIZER_KEYS, "config.optimizer")
+    accumulate, batch = opt.get("accumulate", 1), cfg["data"]["batch_size"]
+    if accumulate < 1 or batch % accumulate:
+        raise ValueError(f"config.optimizer.accumulate {accumulate} does not divide batch size {batch}")
+    return optimizer(
+        opt["name"],
+        learning_rate(opt["rate"], cfg["steps"], **{k: opt[k] for k in ("schedule", "warmup", "final") if k in opt}),
+        **{k: opt[k] for k in OPTIMIZER_SETTINGS if k in opt},
+    )
+
+
+def step_of(
+    cfg: Mapping[str, Any],
+    objective: base.Objective,
+    net: Net,
+    teacher_apply: Callable[..., Any] | None,
+    tx: Any,
+    weights: Callable[[Params, Any], Params] | None,
+    prepare: Callable[[Any, Any], Any] | None,
+) -> Step:
+    """The step of a config, to be jitted."""
+    known(cfg["average"], AVERAGE_KEYS, "config.average")
+    return train_step(
+        objective,
+        net.apply,
+        teacher_apply,
+        tx,
+        accumulate=cfg["optimizer"].get("accumulate", 1),
+        weights=weights,
+        prepare=prepare,
+        **cfg["average"],
+    )
+
+
+def first_state(net: Net, tx: Any, objective: base.Objective) -> Callable[[jax.Array, Params | None], State]:
+    """(key, first weights) -> the state before the first step; what has no first weights is drawn."""
+    return lambda key, first: init_state(overlay(net.init(key), first or {}), tx, objective)
+
+
+def check_data(
+    made: manifest.Manifest, spec: ModelSpec, captions: CaptionEncoder, example: Mapping[str, np.ndarray]
+) -> None:
     """Raises ValueError where latents were not made for a model; warns where their scale is another."""
-    manifest.check_fits(made, spec.latent_shape, spec.unet.context_width)
-    text, wanted = made.encoders.get("text"), caption_encoder(spec.text).identity
+    manifest.check_fits(made, spec.latent_shape, spec.unet.context_width if "context" in example else None)
+    needed = ["time_ids", *(["pooled"] if "context" in example else [])] if spec.unet.added_width else []
+    if missing := [name for name in needed if name not in example]:
+        raise ValueError(f"the data set stores no {' and no '.join(missing)}, which the model takes: encode it again")
+    text, wanted = made.encoders.get("text"), captions.identity
     if text is not None and text != wanted:
         raise ValueError(f"captions were encoded with {text}, the model takes {wanted}: encode the data set again")
     if not np.isclose(made.scale, spec.autoencoder.scale, rtol=0.5):

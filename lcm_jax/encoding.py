@@ -8,17 +8,15 @@ from typing import Any
 import jax
 
 from lcm_jax import data
-from lcm_jax.captions import caption_encoder
+from lcm_jax.captions import encode as encode_captions
 from lcm_jax.data import encode as latents
 from lcm_jax.data import manifest, shorten
 from lcm_jax.data.check import Problem
 from lcm_jax.data.check import check as find_problems
 from lcm_jax.data.check import report as report  # for launch, which sees no deeper
 from lcm_jax.data.manifest import Manifest
-from lcm_jax.data.shards import sha256
 from lcm_jax.models.autoencoder import autoencoder
-from lcm_jax.pipeline import load_params
-from lcm_jax.start import read_spec
+from lcm_jax.source import open_model
 
 
 def encode(
@@ -41,22 +39,28 @@ def encode(
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
-    where, spec = read_spec(model)
+    found = open_model(model)
+    spec = found.spec
     examples = data.reader(reader, **options)
     if shortened:
         examples = shorten.shortened(examples, shortened)
-    params = load_params(where, "autoencoder", spec)
-    text = caption_encoder(spec.text)
+    params = found.load("autoencoder")
+    text = found.captions
+
+    def told(captions):  # until shards hold more
+        states = encode_captions(text, captions)
+        return states if len(states) > 1 else states["context"]
+
     apply = jax.jit(partial(autoencoder(spec.autoencoder).apply, method="encode"))
     return latents.encode(
         examples,
         partial(apply, params),
-        text,
+        told,
         out,
         spec.image_size,
         batch_size,
         shard_size,
-        identity={"autoencoder": sha256(where / "autoencoder.safetensors"), "text": text.identity},
+        identity={"autoencoder": found.fingerprint("autoencoder"), "text": text.identity},
         dataset={
             "reader": reader,
             "options": dict(options),
@@ -77,7 +81,7 @@ def check(
     progress: bool = True,
 ) -> list[Problem]:
     """What is wrong with the pictures at the model's image size, and with the latents of `out` if there are any."""
-    size = read_spec(model)[1].image_size
+    size = open_model(model).spec.image_size
     problems = find_problems(data.reader(reader, **options), size, progress=progress)
     if out is not None and (Path(out) / manifest.FILE).exists():
         problems += find_problems(Path(out), progress=progress)

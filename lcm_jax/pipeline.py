@@ -1,97 +1,139 @@
-"""Text to image: a loaded model as one compiled function from context and keys to uint8 pixels."""
+"""Text to image: a loaded model as one compiled function from token ids and keys to uint8 pixels."""
 
 import math
 import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Shaped, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 from tqdm import tqdm
 
-from lcm_jax.captions import caption_encoder
+from lcm_jax.captions import CaptionEncoder, caption_encoder, encode
 from lcm_jax.diffusion.boundary import LCMBoundary, consistency
 from lcm_jax.diffusion.field import guided_field, network_field
 from lcm_jax.diffusion.guidance import guidance_embedding
 from lcm_jax.diffusion.path import vp_path
 from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.spec import ModelSpec
+from lcm_jax.models.tiling import tiled
 from lcm_jax.models.unet import unet
+from lcm_jax.objectives.base import unconditional
 from lcm_jax.sampling import few_step, reference
-from lcm_jax.typing import Context, Guidance, Latent, Params
-from lcm_jax.weights import folder
+from lcm_jax.source import image_networks, in_dtype, open_model
+from lcm_jax.typing import Condition, Field, Guidance, Latent, Params
 
-ASSETS = Path(__file__).parent / "assets"
-NETWORKS = ("unet", "autoencoder")
-BATCH = 16  # images a call; the last call is padded, so that one compilation serves all
+BATCH = 16  # images a call at most; the last call is padded, so that one compilation serves all
+PIXELS = 2**20  # of a call's images together, unless one alone has more
+OVERLAP = 8  # latent pixels that neighbouring tiles share when an image is decoded in tiles
 
 Pixels = UInt8[Array, "b h w 3"]
 Keys = Key[Array, " b"]  # one an image: a picture depends on its own key, not on its neighbours
 Draw = Callable[..., Pixels]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a compiled sampler is compiled for: sampler, steps, pixels; of images to be changed, how strongly.
+
+    `tile` (pixels a side) decodes in overlapping tiles, for images too large to be decoded at once.
+    """
+
+    sampler: str
+    steps: int
+    height: int
+    width: int
+    strength: float | None = None
+    tile: int | None = None
+
+
 class Pipeline:
-    """A model with its weights; call it with prompts, or use `sampler` for compiled sampling of contexts.
+    """A model with its weights; call it with prompts, or use `sampler` for compiled sampling of conditions.
 
     `origin` says where the weights come from (JSON values, kept with the pictures).
     """
 
-    def __init__(self, spec: ModelSpec, params: dict[str, Params], origin: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: dict[str, Params],
+        origin: Mapping[str, Any] | None = None,
+        captions: CaptionEncoder | None = None,
+    ):
         if spec.unet is None:
             raise ValueError("this model is an autoencoder only: it encodes pictures and draws none")
         self.spec, self.params, self.origin = spec, params, dict(origin or {})
         self.path = vp_path(**vars(spec.path))
         self.unet, self.autoencoder = unet(spec.unet), autoencoder(spec.autoencoder)
-        self._compiled: dict[tuple[str, int], Draw] = {}
+        self._captions = captions
+        self._compiled: dict[Any, Draw] = {}
 
     @classmethod
-    def load(cls, source: str | os.PathLike) -> "Pipeline":
-        """The model of a folder that launch.export wrote, or a shipped one by name ("emoji-teacher").
+    def load(cls, source: str | os.PathLike, dtype: str | None = None, variant: str | None = None) -> "Pipeline":
+        """The model of a folder (launch.export's or diffusers'), a file, a hub name or a shipped one ("emoji-teacher").
 
-        Raises FileNotFoundError or ValueError saying what is wrong with the folder.
+        `dtype` is what the U-Net is kept and computed in ("bfloat16" on accelerators; by default kept in float32 and
+        computed as it was trained); `variant` ("fp16") chooses among a diffusers folder's files.
+        Raises FileNotFoundError or ValueError saying what is wrong.
         """
-        where = model_folder(source)
-        spec = ModelSpec.from_json(folder.describe(where), str(where / folder.DESCRIPTION))
-        names = [name for name in NETWORKS if getattr(spec, name) is not None]
-        return cls(spec, {name: load_params(where, name, spec) for name in names}, {"model": str(source)})
+        model = open_model(source, variant)
+        spec = model.spec if dtype is None else model.spec.computing_in(dtype)
+        kept = {"unet": dtype or "float32", "autoencoder": "float32"}
+        params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}
+        return cls(spec, params, {"model": str(source)}, model.captions)
 
     def __call__(
         self,
         prompts: str | Sequence[str],
         *,
+        negative_prompt: str | None = None,
         steps: int | None = None,
         w: float | None = None,
         seed: int = 0,
         n: int = 1,
         sampler: str | None = None,
+        size: tuple[int, int] | None = None,
+        image: UInt8[np.ndarray, "h w 3"] | None = None,
+        strength: float = 0.6,
+        tile: int | None = None,
+        batch: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """Images uint8 [len(prompts) * n, H, W, 3], the n images of a prompt side by side.
 
-        `w` is LCM's guidance (others' scale - 1), by default `default_w`. A prompt's i-th picture is the same
-        whatever else is drawn. Raises ValueError for no prompt, an unknown sampler or impossible steps.
+        `w` is LCM's guidance (others' scale - 1), by default `default_w`; `size` is (height, width). A prompt's i-th
+        picture is the same whatever else is drawn. `image` is changed by `strength` in (0, 1] instead of drawing
+        from nothing. Raises ValueError for no prompt, an unknown sampler, impossible steps or sizes.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or n < 1:
             raise ValueError(f"nothing to draw: {len(prompts)} prompts, {n} images of each")
-        name = sampler or self.default_sampler
-        draw = self.sampler(name, self.default_steps if steps is None else steps)
         w = self.default_w if w is None else w
-        self.check_guidance(w)
-        context = np.repeat(self.encode(prompts), n, axis=0)
+        self.check_guidance(w, negative_prompt)
+        if image is not None:
+            size = size or image.shape[:2]
+            if tuple(size) != image.shape[:2]:
+                raise ValueError(f"the image is {image.shape[:2]}, size {tuple(size)}: resize it, or leave size out")
+        setting = self.setting(sampler, steps, size, None if image is None else strength, tile)
+        draw = self.from_tokens(setting)
+        tokens = np.repeat(self.captions.tokens(prompts), n, axis=0)
+        empty = self.captions.tokens([negative_prompt or ""])
         keys = image_keys(prompts, n, seed)
-        total, batch = len(context), min(BATCH, len(context))
+        total = len(tokens)
+        batch = min(batch or max(1, min(BATCH, PIXELS // (setting.height * setting.width))), total)
+        changed = () if image is None else (np.broadcast_to(image, (batch, *image.shape)),)
         images = []
-        with tqdm(total=total, unit="image", desc=name, disable=not progress, dynamic_ncols=True) as bar:
+        with tqdm(total=total, unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True) as bar:
             for start in range(0, total, batch):
                 index = np.minimum(np.arange(start, start + batch), total - 1)  # the last image fills up
-                some = draw(self.params, jnp.asarray(context[index]), self.uncond, jnp.full(batch, w), keys[index])
+                every_w = jnp.full(batch, w, jnp.float32)
+                some = draw(self.params, self.captions.params, tokens[index], empty, every_w, keys[index], *changed)
                 images.append(np.asarray(some)[: total - start])
                 bar.update(len(images[-1]))
         return np.concatenate(images)
@@ -108,22 +150,34 @@ class Pipeline:
 
     @property
     def default_w(self) -> float:
-        """The middle of the range a consistency model was trained on; 2 for a teacher."""
+        """The middle of the range a consistency model was trained on (0 if it is told none); for a teacher 2, of
+        Stable Diffusion's family 6.5."""
         g = self.spec.guidance
-        return 2.0 if g is None else (g.w_min + g.w_max) / 2
+        if g is not None:
+            return (g.w_min + g.w_max) / 2
+        if self.spec.role == "consistency":
+            return 0.0
+        return 6.5 if self.spec.text.encoder == "clip" else 2.0
 
     @cached_property
-    def encode(self) -> Any:
-        """captions -> context [b, l, d]."""
-        return caption_encoder(self.spec.text)
+    def captions(self) -> CaptionEncoder:
+        """What the model reads captions through."""
+        return self._captions or caption_encoder(self.spec.text)
+
+    def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """The condition of captions, {"context": [b, l, d][, "pooled": [b, p]]}."""
+        return encode(self.captions, captions)
 
     @cached_property
-    def uncond(self) -> Array:
-        """Context [l, d] of the empty caption."""
-        return jnp.asarray(self.encode([""])[0])
+    def uncond(self) -> dict[str, Array]:
+        """The condition of the empty caption, {"context": [l, d][, "pooled": [p]]}."""
+        return {k: jnp.asarray(v[0]) for k, v in self.encode([""]).items()}
 
-    def check_guidance(self, w: float) -> None:
-        """Warns when w lies outside the range a consistency model was trained on; ValueError if not finite."""
+    def check_guidance(self, w: float, negative_prompt: str | None = None) -> None:
+        """Warns of a w outside the range a consistency model was trained on, and of what has no effect.
+
+        Raises ValueError for a w that is not finite.
+        """
         if not math.isfinite(w):
             raise ValueError(f"w must be a finite number, got {w}")
         g = self.spec.guidance
@@ -132,74 +186,150 @@ class Pipeline:
                 f"w = {w:g} is outside the trained range [{g.w_min:g}, {g.w_max:g}]; expect poor images",
                 stacklevel=3,
             )
+        if negative_prompt and (w == 0 or self.spec.unet.w_width is not None):
+            why = "w is 0" if self.spec.unet.w_width is None else "guidance was distilled into this model"
+            warnings.warn(f"the negative prompt has no effect: {why}", stacklevel=3)
 
-    def sampler(self, name: str, steps: int) -> Draw:
-        """The compiled draw(params, context [b, l, d], uncond [l, d], w [b], keys [b]) -> uint8 pixels.
-
-        One key in the place of `keys` is split. Kept for the next call with the same name and steps.
-        Raises ValueError if the model cannot be sampled so, or the number of steps is out of range.
-        """
+    def setting(
+        self,
+        sampler: str | None = None,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        strength: float | None = None,
+        tile: int | None = None,
+    ) -> Setting:
+        """The setting with defaults filled in; ValueError if the model cannot be sampled so."""
+        name = sampler or self.default_sampler
         can = ("lcm",) if self.spec.role == "consistency" else reference.SAMPLERS
         if name not in can:
-            choices = ", ".join(can)
-            raise ValueError(f"a {self.spec.role} model is not sampled with {name!r}; choose {choices}")
-        if (name, steps) not in self._compiled:
-            if name == "lcm":
-                times = few_step.lcm_times(steps, self.path.T, self.spec.original_steps)
-                latents = partial(self.consistency_latents, times)
-            else:
-                latents = partial(self.teacher_latents, name, reference.sampler_times(name, steps, self.path.T))
+            raise ValueError(f"a {self.spec.role} model is not sampled with {name!r}; choose {', '.join(can)}")
+        side = self.spec.image_size
+        height, width = (side, side) if size is None else size
+        made = Setting(name, self.default_steps if steps is None else steps, height, width, strength, tile)
+        self.spec.latents_of(height, width)
+        if tile is not None and tile // self.spec.autoencoder.factor <= 2 * OVERLAP:
+            least = (2 * OVERLAP + 1) * self.spec.autoencoder.factor
+            raise ValueError(f"tiles of {tile} pixels are too small: give {least} or more")
+        self.times(made)
+        return made
 
-            def draw(params, context, uncond, w, keys):
-                keys = keys if keys.ndim else jax.random.split(keys, len(context))
-                return to_pixels(self.decode(params, latents(params["unet"], context, uncond, w, keys)))
+    def times(self, setting: Setting) -> np.ndarray:
+        """The falling times of a sampler; ValueError if there cannot be as many."""
+        strength = 1.0 if setting.strength is None else setting.strength
+        if setting.sampler == "lcm":
+            return few_step.lcm_times(setting.steps, self.path.T, self.spec.original_steps, strength)
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {strength}")
+        walked = int(setting.steps * strength)
+        if walked < 1:
+            raise ValueError(f"{setting.steps} steps at strength {strength:g} are none: give more of one of them")
+        return reference.sampler_times(setting.sampler, setting.steps, self.path.T)[setting.steps - walked :]
 
-            self._compiled[name, steps] = jax.jit(draw)
-        return self._compiled[name, steps]
+    def sampler(self, name: str, steps: int, **more: Any) -> Draw:
+        """The compiled draw(params, condition, uncond, w [b], keys [b][, image]) -> uint8 pixels.
+
+        `more` are `setting`'s; `condition` has a leading [b], `uncond` has none. One key in the place of `keys` is
+        split. Kept for the next call with the same setting. Raises ValueError as `setting` does.
+        """
+        setting = self.setting(name, steps, **more)
+        if setting not in self._compiled:
+            self._compiled[setting] = jax.jit(partial(self.draw, setting))
+        return self._compiled[setting]
+
+    def from_tokens(self, setting: Setting) -> Draw:
+        """The compiled draw(params, text, tokens, empty tokens, w, keys[, image]) -> uint8 pixels."""
+        if ("tokens", setting) not in self._compiled:
+
+            def draw(params, text, tokens, empty, *rest):
+                uncond = {k: v[0] for k, v in self.captions.states(text, empty).items()}
+                return self.draw(setting, params, self.captions.states(text, tokens), uncond, *rest)
+
+            self._compiled["tokens", setting] = jax.jit(draw)
+        return self._compiled["tokens", setting]
 
     def nfe(self, name: str, steps: int) -> int:
-        """Network evaluations of one image; a guided teacher's count twice."""
+        """Network evaluations of one image; those of a guided teacher count twice."""
         return steps if name == "lcm" else reference.nfe(name, steps, guided=True)
+
+    def draw(
+        self,
+        setting: Setting,
+        params: dict[str, Params],
+        condition: Condition,
+        uncond: Mapping[str, Array],
+        w: Guidance,
+        keys: Array,
+        image: Pixels | None = None,
+    ) -> Pixels:
+        """Pictures of conditions, each by its own key; `image` holds those to be changed. To be compiled."""
+        keys = keys if keys.ndim else jax.random.split(keys, len(w))
+        told = self.sized(condition, setting)
+        start = None if image is None else self.encode_image(params, image)
+        latents = self.consistency_latents if setting.sampler == "lcm" else self.teacher_latents
+        z = latents(setting, params["unet"], told, unconditional(told, uncond), w, keys, start)
+        return to_pixels(self.decode(params, z, setting.tile))
+
+    def sized(self, condition: Condition, setting: Setting) -> Condition:
+        """The condition with SDXL's size ids of an uncropped picture of that size, where the network takes them."""
+        if self.spec.unet.added_width is None or "time_ids" in condition:
+            return condition
+        ids = jnp.array([setting.height, setting.width, 0, 0, setting.height, setting.width], jnp.float32)
+        return {**condition, "time_ids": jnp.broadcast_to(ids, (len(condition["context"]), 6))}
 
     def consistency_latents(
         self,
-        times: Shaped[np.ndarray, " n"],
+        setting: Setting,
         params: Params,
-        context: Context,
-        uncond: Float[Array, "l d"],
+        told: Condition,
+        empty: Condition,
         w: Guidance,
         keys: Keys,
+        start: Latent | None = None,
     ) -> Latent:
         """Multistep consistency sampling (LCM Alg. 3), the noise of every image from its own key."""
-        net = partial(self.unet.apply, params)
+        times, shape = self.times(setting), self.spec.latents_of(setting.height, setting.width)
+        field = self.consistency_field(params, told, empty, w)
+        f = consistency(self.path, LCMBoundary(self.spec.timestep_scaling), field)
+        return few_step.sample(f, self.path, few_step.draws(keys, len(times), shape), times, start=start)
+
+    def consistency_field(self, params: Params, told: Condition, empty: Condition, w: Guidance) -> Field:
+        """The student's field: told w, or, where it has no input for it (LCM-LoRA), guided from outside."""
+        net, kind = partial(self.unet.apply, params), self.spec.kind
+        if self.spec.unet.w_width is None:
+            return guided_field(self.path, kind, net, told, empty, w)
         features = guidance_embedding(w, self.spec.unet.w_width)
-
-        def one(context, features, key):
-            field = network_field(self.path, self.spec.kind, net, context[None], features[None])
-            f = consistency(self.path, LCMBoundary(self.spec.timestep_scaling), field)
-            return few_step.sample(f, self.path, key, (1, *self.spec.latent_shape), times)[0]
-
-        return jax.vmap(one)(context, features, keys)
+        return network_field(self.path, kind, partial(net, **told, w_features=features))
 
     def teacher_latents(
         self,
-        name: str,
-        times: Shaped[np.ndarray, " n"],
+        setting: Setting,
         params: Params,
-        context: Context,
-        uncond: Float[Array, "l d"],
+        told: Condition,
+        empty: Condition,
         w: Guidance,
         keys: Keys,
+        start: Latent | None = None,
     ) -> Latent:
         """A guided teacher's trajectory, its noise from each image's key."""
-        both = jnp.broadcast_to(uncond, context.shape)
-        field = guided_field(self.path, self.spec.kind, partial(self.unet.apply, params), context, both, w)
-        noise = jax.vmap(lambda key: jax.random.normal(key, self.spec.latent_shape))(keys)
-        return reference.sample(name, self.path, field, noise, times)
+        field = guided_field(self.path, self.spec.kind, partial(self.unet.apply, params), told, empty, w)
+        shape = self.spec.latents_of(setting.height, setting.width)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        return reference.sample(setting.sampler, self.path, field, noise, self.times(setting), start=start)
 
-    def decode(self, params: dict[str, Params], z: Latent) -> Float[Array, "b h w 3"]:
-        """Latents in diffusion units to images in [-1, 1]."""
-        return self.autoencoder.apply(params["autoencoder"], z / self.spec.autoencoder.scale, method="decode")
+    def encode_image(self, params: dict[str, Params], image: Pixels) -> Latent:
+        """The latents of pictures in diffusion units, posterior means."""
+        scaled = image.astype(jnp.float32) / 127.5 - 1.0
+        moments = self.autoencoder.apply(params["autoencoder"], scaled, method="encode")
+        return jnp.split(moments, 2, axis=-1)[0] * self.spec.autoencoder.scale
+
+    def decode(self, params: dict[str, Params], z: Latent, tile: int | None = None) -> Float[Array, "b h w 3"]:
+        """Latents in diffusion units to images in [-1, 1], in tiles of `tile` pixels a side where given."""
+        decode = partial(self.autoencoder.apply, params["autoencoder"], method="decode")
+        z = z / self.spec.autoencoder.scale
+        factor = self.spec.autoencoder.factor
+        if tile is None or max(z.shape[1:3]) * factor <= tile:
+            return decode(z)
+        return tiled(decode, z, tile // factor, OVERLAP)
 
 
 def image_keys(prompts: Sequence[str], n: int, seed: int) -> Keys:
@@ -213,34 +343,3 @@ def image_keys(prompts: Sequence[str], n: int, seed: int) -> Keys:
 def to_pixels(image: Float[Array, "b h w 3"]) -> Pixels:
     """Images in [-1, 1] to uint8, rounded."""
     return jnp.clip(jnp.round((image + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
-
-
-def model_folder(source: str | os.PathLike) -> Path:
-    """The folder of a model given by path or by the name of a shipped one; FileNotFoundError lists them."""
-    shipped = {path.parent.name: path.parent for path in sorted(ASSETS.glob(f"*/{folder.DESCRIPTION}"))}
-    if not Path(source).exists() and str(source) not in shipped:
-        names = ", ".join(shipped) or "none are shipped"
-        raise FileNotFoundError(f"no model folder {str(source)!r}; give a path, or one of: {names}")
-    return Path(source) if Path(source).exists() else shipped[str(source)]
-
-
-def load_params(where: Path, name: str, spec: ModelSpec) -> Params:
-    """One network's weights as float32 arrays, checked against the network the spec describes."""
-    config = getattr(spec, name)
-    net = {"unet": unet, "autoencoder": autoencoder}[name](config)
-    return fitting(folder.tree(where, name), net.abstract(), f"{where}/{name}.safetensors")
-
-
-def fitting(tree: Params, abstract: Params, source: str) -> Params:
-    """`tree` as float32 arrays in the shape of `abstract`; ValueError names the first leaf that differs."""
-    name = partial(jax.tree_util.keystr, simple=True, separator="/")
-    found = {name(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-    wanted = {name(k): v for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
-    for key, leaf in wanted.items():
-        if key not in found:
-            raise ValueError(f"{source} lacks {key}: these weights belong to another network")
-        if found[key].shape != leaf.shape:
-            raise ValueError(f"{source}: {key} is {found[key].shape}, the network wants {leaf.shape}")
-    if extra := sorted(set(found) - set(wanted)):
-        raise ValueError(f"{source} holds {extra[0]}, which the network does not have")
-    return jax.tree.map(lambda leaf, value: jnp.asarray(value, leaf.dtype), abstract, tree)

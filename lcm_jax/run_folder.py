@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,12 +18,11 @@ from lcm_jax.build import Run
 from lcm_jax.data.image_loader import training_images
 from lcm_jax.evaluate import grid
 from lcm_jax.export import flax_folder
-from lcm_jax.models import flax_file
-from lcm_jax.models.autoencoder import autoencoder
-from lcm_jax.models.functional import Net
+from lcm_jax.models import flax_file, lora
 from lcm_jax.models.spec import ModelSpec
-from lcm_jax.models.unet import unet
-from lcm_jax.pipeline import NETWORKS, Pipeline, image_keys, load_params, to_pixels
+from lcm_jax.objectives.base import condition_of
+from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
+from lcm_jax.source import FlaxFolder, image_networks, network, on_host, open_model, text_networks
 from lcm_jax.train import loop
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
 from lcm_jax.train.metrics import MetricsWriter
@@ -91,7 +91,10 @@ def open_folder(run: Run, where: Path) -> None:
                 "or give the same config to go on"
             )
     else:
-        folder.write(where, run.spec.to_json(), run.networks, "float32")
+        extra = {} if run.model is None else {name: run.model.load(name, on_host) for name in text_networks(run.spec)}
+        folder.write(where, run.spec.to_json(), {**run.networks, **extra}, "float32")
+        for tokenizer in run.model.tokenizers if extra else ():
+            shutil.copytree(tokenizer, where / tokenizer.name, dirs_exist_ok=True)
     folder.write_text(config, json.dumps(run.config, indent=2) + "\n")
 
 
@@ -106,14 +109,36 @@ def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tu
         raise FileNotFoundError(f"{where} holds no run: give a --run folder of launch.train")
     if weights not in WEIGHTS:
         raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
-    spec = ModelSpec.from_json(folder.describe(where), str(where / folder.DESCRIPTION))
+    model = FlaxFolder(where)
+    spec = model.spec
     keep = Checkpointer(where / CHECKPOINTS, read_only=True)
     try:
         trains, part, step = newest(keep, spec, weights) if step is None else trained(keep, spec, weights, step)
     finally:
         keep.close()
-    others = [name for name in NETWORKS if name != trains and getattr(spec, name) is not None]
-    return spec, {trains: part, **{name: load_params(where, name, spec) for name in others}}, step
+    if trains == "lora":
+        trains, part = "unet", merged(spec, part)
+    others = [name for name in image_networks(spec) if name != trains]
+    return spec, {trains: part, **{name: model.load(name) for name in others}}, step
+
+
+def adapters(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[ModelSpec, Params, int]:
+    """A run's adapters as they were trained, with spec and step; ValueError for a run that trains none."""
+    model = FlaxFolder(Path(where))
+    if "lora" not in model.spec.about:
+        raise ValueError(f"{where} trains a whole network, no adapters: export it as another format")
+    keep = Checkpointer(Path(where) / CHECKPOINTS, read_only=True)
+    try:
+        found = newest(keep, model.spec, weights) if step is None else trained(keep, model.spec, weights, step)
+    finally:
+        keep.close()
+    return model.spec, found[1], found[2]
+
+
+def merged(spec: ModelSpec, part: Params) -> Params:
+    """The network that a run's adapters make of the model they belong to."""
+    record = spec.about["lora"]
+    return lora.merge(open_model(record["base"], record["variant"]).load("unet"), part, record["alpha"])
 
 
 def trained(keep: Checkpointer, spec: ModelSpec, weights: str, step: int | None) -> tuple[str, Params, int | None]:
@@ -121,8 +146,16 @@ def trained(keep: Checkpointer, spec: ModelSpec, weights: str, step: int | None)
     name = keep.describe_step(step)["trains"]
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     leaf = partial(jax.ShapeDtypeStruct, sharding=here)
-    abstract = jax.tree.map(lambda x: leaf(x.shape, x.dtype), network(spec, name).abstract())
+    shapes = lora_shapes(spec) if name == "lora" else network(spec, name).abstract()
+    abstract = jax.tree.map(lambda x: leaf(x.shape, x.dtype), shapes)
     return name, keep.restore_part(weights, abstract, step), step
+
+
+def lora_shapes(spec: ModelSpec) -> Params:
+    """The adapters of a run, abstract."""
+    record = spec.about["lora"]
+    config = lora.LoraConfig(record["rank"], record["alpha"], tuple(record["targets"]))
+    return jax.eval_shape(lambda key: lora.init(key, network(spec, "unet").abstract(), config), jax.random.key(0))
 
 
 def newest(keep: Checkpointer, spec: ModelSpec, weights: str) -> tuple[str, Params, int | None]:
@@ -162,7 +195,10 @@ def export(
         training["before"] = spec.about["training"]
     about = {**spec.about, "training": training}
     description = replace(spec, about=about).to_json()
-    return flax_folder.write(out, description, networks, flax_file.to_bytes if msgpack else None, dtype, overwrite)
+    model = FlaxFolder(Path(where))
+    networks |= {name: model.load(name, on_host) for name in text_networks(spec)}
+    to_bytes = flax_file.to_bytes if msgpack else None
+    return flax_folder.write(out, description, networks, to_bytes, dtype, overwrite, model.tokenizers)
 
 
 def normalised(spec: ModelSpec, params: Params, data: Mapping[str, Any]) -> Params:
@@ -184,17 +220,13 @@ def pipeline(source: str | Path, step: int | None = None, weights: str = "ema") 
     if not is_run(source):
         return Pipeline.load(source)
     spec, params, step = load(source, step, weights)
-    return Pipeline(spec, params, {"model": str(source), "step": step, "weights": weights})
-
-
-def network(spec: ModelSpec, name: str) -> Net:
-    """The network of that name at the sizes a spec gives."""
-    return {"unet": lambda: unet(spec.unet), "autoencoder": lambda: autoencoder(spec.autoencoder)}[name]()
+    captions = FlaxFolder(Path(source)).captions
+    return Pipeline(spec, params, {"model": str(source), "step": step, "weights": weights}, captions)
 
 
 def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, float]], None]:
     """hook(step, state, metrics) that writes a grid of fixed prompts and seeds (or of reconstructions)."""
-    draw = {"unet": prompts_drawer, "autoencoder": reconstructions_drawer}[run.trains](run)
+    draw = reconstructions_drawer(run) if run.trains == "autoencoder" else prompts_drawer(run)
 
     def hook(step: int, state: State, metrics: Mapping[str, float]) -> None:
         images, about = draw(state.ema)
@@ -205,19 +237,21 @@ def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, flo
 
 def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
     """Samples of the first captions of the training set with one seed: 4 steps of an LCM, 25 of a teacher."""
-    pipe = Pipeline(run.spec, run.networks)
+    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions)
     spread = np.linspace(0, run.loader.size - 1, SHOWN).astype(int)
     rows = run.loader.rows.batch(spread)
     names = [run.loader.row(i).caption for i in rows["index"]]
     steps = pipe.default_steps if run.spec.role == "consistency" else 25
     w = pipe.default_w
     sampler = pipe.sampler(pipe.default_sampler, steps)
-    context, uncond = jnp.asarray(rows["context"]), run.frozen["batch"]["uncond"]
+    told = condition_of(rows) if "context" in rows else pipe.encode(names)
+    uncond = run.frozen["batch"]["uncond"]
     keys = image_keys(names, 1, seed=0)
+    whole = jax.jit(run.weights) if run.weights else lambda params, frozen: params
 
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
-        params = {"unet": params, **run.networks}
-        images = sampler(params, context, uncond, jnp.full(SHOWN, w), keys)
+        params = {"unet": whole(params, run.frozen), **run.networks}
+        images = sampler(params, told, uncond, jnp.full(SHOWN, w), keys)
         return np.asarray(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
 
     return draw

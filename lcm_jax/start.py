@@ -1,37 +1,44 @@
 """Where a run goes on from: the student's description and first weights, its teacher, its autoencoder."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from lcm_jax.families import FAMILIES
 from lcm_jax.models import presets
+from lcm_jax.models.lora import LoraConfig
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.spec import build as build_dataclass
 from lcm_jax.models.unet import UNetConfig
-from lcm_jax.pipeline import load_params, model_folder
-from lcm_jax.settings import known
-from lcm_jax.typing import Params
-from lcm_jax.weights import folder
+from lcm_jax.settings import call, known
+from lcm_jax.source import Model, open_model
 
-MODEL_KEYS = ("start", "teacher", "unet", "kind", "path", "w_width", "dtype", "remat", "about")
+log = logging.getLogger(__name__)
+MODEL_KEYS = (
+    "start", "teacher", "family", "variant", "unet", "kind", "path", "w_width", "dtype", "remat", "teacher_dtype",
+    "lora", "about",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run goes on from: the student's description and first weights, its teacher, its autoencoder."""
+    """What a run goes on from; weights are not read yet. `model` and `teacher` are None where a plan needs none."""
 
-    spec: ModelSpec
-    unet: Params | None
-    teacher: Params | None
+    spec: ModelSpec  # of the student
+    fresh: bool  # a new network, rather than the model's
+    model: Model | None  # the student's first weights, its autoencoder and text encoders
+    teacher: Model | None
     teacher_spec: ModelSpec | None
-    autoencoder: Params
+    teacher_dtype: str
+    lora: LoraConfig | None  # adapters are trained, not the network
 
 
-def starting_point(model: dict[str, Any] | str) -> Start:
-    """Reads config.model: `start` is the folder to go on from, `teacher` the one to distil, alone also the start.
+def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start:
+    """Reads config.model: `start` is the model to go on from, `teacher` the one to distil, alone also the start.
 
-    `unet` as a preset's name draws a fresh network; as a dict it changes sizes of the one started from.
+    `unet` as a preset's name draws a fresh network; as a dict it changes sizes of the one started from. `family`
+    names what start and teacher must be; `planning` takes its description in the place of one that is not there.
     """
     if not isinstance(model, dict):
         raise ValueError(f"config.model is {model!r}: give a dict of {', '.join(MODEL_KEYS)}")
@@ -39,7 +46,7 @@ def starting_point(model: dict[str, Any] | str) -> Start:
     source = model.get("start") or model.get("teacher")
     if source is None:
         raise ValueError("config.model.start is missing: give a model folder (an autoencoder's for a new U-Net)")
-    where, started = read_spec(source)
+    found, started = opened(source, model, planning)
     fresh = isinstance(model.get("unet"), str)
     sizes = presets.named(presets.UNETS, model["unet"]) if fresh else started.unet
     if sizes is None:
@@ -61,12 +68,43 @@ def starting_point(model: dict[str, Any] | str) -> Start:
         "config.model",
     )
     teacher = teacher_spec = None
+    teacher_dtype = model.get("teacher_dtype") or spec.unet.dtype
     if model.get("teacher"):
-        teacher_where, teacher_spec = read_spec(model["teacher"])
+        teacher, teacher_spec = opened(model["teacher"], model, planning)
         check_teacher(str(model["teacher"]), teacher_spec, spec)
-        teacher = load_params(teacher_where, "unet", teacher_spec)
-    first = None if fresh else load_params(where, "unet", started)
-    return Start(spec, first, teacher, teacher_spec, load_params(where, "autoencoder", spec))
+        teacher_spec = teacher_spec.computing_in(teacher_dtype)
+    lora = None
+    if model.get("lora") is not None:
+        lists = {"targets": tuple(model["lora"]["targets"])} if "targets" in model["lora"] else {}
+        lora = call(LoraConfig, "config.model.lora", **{**model["lora"], **lists})
+        if fresh:
+            raise ValueError("config.model.lora adapts a trained network: give no preset in config.model.unet")
+    return Start(spec, fresh, found, teacher, teacher_spec, teacher_dtype, lora)
+
+
+def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | None, ModelSpec]:
+    """A model and its description; ValueError where it is not of config.model.family."""
+    family = model.get("family")
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
+    try:
+        found = open_model(source, model.get("variant"))
+    except FileNotFoundError:
+        if not planning or family is None:
+            raise
+        log.warning("%s is not here: planned as a published %s", source, family)
+        return None, FAMILIES[family]
+    if family is not None:
+        for what in ("unet", "kind", "path", "latent_shape"):
+            wanted, got = getattr(FAMILIES[family], what), getattr(found.spec, what)
+            if what == "unet":
+                got = dataclasses.replace(got, w_width=wanted.w_width, dtype=wanted.dtype, remat=wanted.remat)
+            if got != wanted:
+                raise ValueError(
+                    f"{source} is not of config.model.family {family!r}: {what} is {got}, there {wanted}; "
+                    "name its own family, or none"
+                )
+    return found, found.spec
 
 
 def check_teacher(name: str, teacher: ModelSpec, student: ModelSpec) -> None:
@@ -77,9 +115,3 @@ def check_teacher(name: str, teacher: ModelSpec, student: ModelSpec) -> None:
         if getattr(teacher, what) != getattr(student, what):
             theirs, ours = getattr(teacher, what), getattr(student, what)
             raise ValueError(f"config.model.teacher {name} has {what} {theirs}, the student {ours}: make them equal")
-
-
-def read_spec(source: str | Path) -> tuple[Path, ModelSpec]:
-    """Folder and description of a model given by path or shipped name."""
-    where = model_folder(source)
-    return where, ModelSpec.from_json(folder.describe(where), str(where / folder.DESCRIPTION))

@@ -50,13 +50,14 @@ def test_a_picture_depends_on_its_own_prompt_and_seed_alone(which, request):
 def test_many_pictures_come_in_batches_of_one_shape(student, monkeypatch):
     monkeypatch.setattr(pipeline, "BATCH", 4)
     sizes = []
-    draw = student.sampler("lcm", 1)
+    setting = student.setting("lcm", 1)
+    draw = student.from_tokens(setting)
 
-    def spy(params, context, uncond, w, keys):
-        sizes.append(len(context))
-        return draw(params, context, uncond, w, keys)
+    def spy(params, text, tokens, *rest):
+        sizes.append(len(tokens))
+        return draw(params, text, tokens, *rest)
 
-    monkeypatch.setitem(student._compiled, ("lcm", 1), spy)
+    monkeypatch.setitem(student._compiled, ("tokens", setting), spy)
     images = student("a red disc", steps=1, n=10)
     assert sizes == [4, 4, 4] and len(images) == 10
     close(images[9], student("a red disc", steps=1, n=16)[9])
@@ -64,9 +65,12 @@ def test_many_pictures_come_in_batches_of_one_shape(student, monkeypatch):
 
 def test_w_and_context_matter_and_one_key_is_split(student):
     draw = student.sampler("lcm", 2)
-    context = jnp.asarray(student.encode(["a", "b"]))
+    context = jnp.asarray(student.encode(["a", "b"])["context"])
     key = jax.random.key(3)
-    one = lambda w, context, key: np.asarray(draw(student.params, context, student.uncond, w, key)).astype(int)  # noqa: E731
+
+    def one(w, context, key):
+        return np.asarray(draw(student.params, {"context": context}, student.uncond, w, key)).astype(int)
+
     base = one(jnp.zeros(2), context, key)
     np.testing.assert_array_equal(base, one(jnp.zeros(2), context, jax.random.split(key, 2)))
     assert np.abs(base - one(jnp.full(2, 4.0), context, key)).max() > 1

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
 
 from lcm_jax.assess.evaluation_plan import Plan, Setting, settings
@@ -84,7 +83,7 @@ def evaluate(
     student: Pipeline | None,
     teacher: Pipeline | None,
     found: Mapping[str, Captioned],
-    uncond: Float[np.ndarray, "l d"],
+    uncond: Mapping[str, Any],
     net: FeatureNet,
     plan: Plan,
     out: str | Path,
@@ -148,7 +147,7 @@ def draw(
     setting: Setting,
     seed: int,
     asked: Captioned,
-    uncond: Float[np.ndarray, "l d"],
+    uncond: Mapping[str, Any],
     done: Callable[[int], object],
 ) -> Images:
     """The pictures of one setting and seed."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
 
 from lcm_jax import data
@@ -29,7 +28,7 @@ class Captioned:
     captions: Sequence[str]
     groups: Sequence[str]
     images: Images
-    context: Float[np.ndarray, "n l d"]
+    condition: Mapping[str, np.ndarray]  # context [n, l, d][, pooled [n, p]] of the captions
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -37,7 +36,8 @@ class Captioned:
     def take(self, index: np.ndarray) -> "Captioned":
         """The rows at `index`, in that order."""
         keys, captions, groups = ([names[i] for i in index] for names in (self.keys, self.captions, self.groups))
-        return Captioned(keys, captions, groups, self.images[index], self.context[index])
+        condition = {name: values[index] for name, values in self.condition.items()}
+        return Captioned(keys, captions, groups, self.images[index], condition)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,8 @@ def open_folder(
     spec: ModelSpec,
     tag: str | None = None,
     progress: bool = True,
-) -> tuple[dict[str, Captioned], Float[np.ndarray, "l d"]]:
-    """`read` at a model's image size, and the context of the empty caption.
+) -> tuple[dict[str, Captioned], dict[str, np.ndarray]]:
+    """`read` at a model's image size, and the condition of the empty caption.
 
     Without a `reader`, the one the folder says it was encoded with; `options` go before those it was encoded
     with. Raises ValueError when the folder does not fit the model, or names no reader.
@@ -70,7 +70,8 @@ def open_folder(
         options = {**made.dataset.get("options", {}), **options}
     if not reader:
         raise ValueError(f"{folder} does not say which reader its images came from: give --reader")
-    return read(folder, reader, options, spec.image_size, tag, progress), manifest.unconditional(folder)
+    found = read(folder, reader, options, spec.image_size, tag, progress)
+    return found, {name: manifest.unconditional(folder, name) for name in found[TRAIN].condition}
 
 
 def read(
@@ -100,8 +101,9 @@ def read(
     with ThreadPoolExecutor(4) as pool:
         loaded = pool.map(load, names)
         images = np.stack(list(tqdm(loaded, "images", len(rows), unit="image", disable=not progress)))
-    context = rows.batch(np.arange(len(rows)))["context"]
-    whole = Captioned([r.key for r in names], [r.caption for r in names], [r.group for r in names], images, context)
+    stored = rows.batch(np.arange(len(rows)))
+    told = {name: stored[name] for name in ("context", "pooled") if name in stored}
+    whole = Captioned([r.key for r in names], [r.caption for r in names], [r.group for r in names], images, told)
     places = {split: np.array([i for i, r in enumerate(names) if r.split == split], int) for split in SPLITS}
     return {split: whole.take(index) for split, index in places.items()}
 

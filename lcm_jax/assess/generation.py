@@ -1,13 +1,12 @@
 """The pictures of an evaluation: one model, sampler, number of steps, w and seed over all captions of a set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from lcm_jax.assess.evaluation_set import Captioned
 from lcm_jax.evaluate.features import Images, fingerprint
@@ -24,7 +23,7 @@ def generate(
     w: float,
     seed: int,
     asked: Captioned,
-    uncond: Float[np.ndarray, "l d"],
+    uncond: Mapping[str, Any],
     done: Callable[[int], object] = int,
 ) -> Images:
     """An image for each caption, the one that the same prompt and seed give elsewhere; `done(n)` hears of each n."""
@@ -32,8 +31,9 @@ def generate(
     keys = image_keys(asked.captions, 1, seed)
     found = []
     for index, used in batches(len(asked)):
-        context, every_w = jnp.asarray(asked.context[index]), jnp.full(len(index), w, jnp.float32)
-        found.append(np.asarray(draw(pipe.params, context, jnp.asarray(uncond), every_w, keys[index]))[:used])
+        told = {name: values[index] for name, values in asked.condition.items()}
+        every_w = jnp.full(len(index), w, jnp.float32)
+        found.append(np.asarray(draw(pipe.params, told, dict(uncond), every_w, keys[index]))[:used])
         done(used)
     return np.concatenate(found)
 

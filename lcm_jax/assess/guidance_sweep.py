@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
 
 from lcm_jax.assess.evaluation import Judge
@@ -22,7 +21,7 @@ SHOWN = ("kid", "fd", "precision", "recall", "top1", "top5", "top5_of_n", "top1_
 def sweep(
     pipe: Pipeline,
     found: Mapping[str, Captioned],
-    uncond: Float[np.ndarray, "l d"],
+    uncond: Mapping[str, Any],
     net: FeatureNet,
     ws: Sequence[float],
     steps: int,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lcm_jax.models.autoencoder import AutoencoderConfig
+from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
+from lcm_jax.models.clip_text import ClipTextConfig
 from lcm_jax.models.unet import UNetConfig
 
 FORMAT = 1
@@ -27,10 +29,22 @@ class PathSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """The caption encoder and the number of tokens the network was trained with."""
+    """The caption encoder and the number of tokens the network was trained with.
+
+    "clip" encoders travel with the model: one `tower` gives its last states (SD 1 and 2), two their penultimate
+    ones side by side and the second's projected text (SDXL). Raises ValueError for another number of towers.
+    """
 
     encoder: str = "minilm"
     length: int = 20
+    towers: tuple[ClipTextConfig, ...] = ()
+    zero_empty: bool = False  # the empty caption is all zeros (SDXL base)
+
+    def __post_init__(self) -> None:
+        if self.encoder == "clip" and not 1 <= len(self.towers) <= 2:
+            raise ValueError(f"text.towers has {len(self.towers)} entries: clip takes one (SD) or two (SDXL)")
+        if len(self.towers) == 2 and self.towers[1].projection is None:
+            raise ValueError("text.towers: the second of two needs a projection, which makes the pooled text")
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class ModelSpec:
     kind: Literal["eps", "v", "x0"]
     image_size: int
     unet: UNetConfig | None  # None for an autoencoder alone
-    autoencoder: AutoencoderConfig
+    autoencoder: AutoencoderConfig | TinyAutoencoderConfig
     path: PathSpec = PathSpec()
     text: TextSpec = TextSpec()
     guidance: GuidanceSpec | None = None
@@ -74,8 +88,20 @@ class ModelSpec:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """[h, w, c] of one latent."""
-        side = self.image_size // self.autoencoder.factor
-        return side, side, self.autoencoder.latent_channels
+        return self.latents_of(self.image_size, self.image_size)
+
+    def latents_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """[h, w, c] of the latent of a picture; ValueError for sides that the autoencoder cannot shrink."""
+        factor = self.autoencoder.factor
+        if min(height, width) < 1 or height % factor or width % factor:
+            raise ValueError(f"pictures of {height} x {width} are no multiple of {factor} pixels: choose another size")
+        return height // factor, width // factor, self.autoencoder.latent_channels
+
+    def computing_in(self, dtype: str) -> "ModelSpec":
+        """The same model with its U-Net computing in `dtype`."""
+        if self.unet is None:
+            return self
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, dtype=dtype))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value that `from_json` reads back."""
@@ -108,9 +134,11 @@ def build(cls: type, value: dict[str, Any], source: str) -> Any:
 def _typed(hint: Any, value: Any, source: str) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     choices = typing.get_args(hint) if union else (hint,)
-    for choice in choices:
-        if dataclasses.is_dataclass(choice) and isinstance(value, dict):
-            return build(choice, value, source)
+    if isinstance(value, dict) and (classes := [c for c in choices if dataclasses.is_dataclass(c)]):
+        fits = [c for c in classes if value.keys() <= {f.name for f in dataclasses.fields(c)}]
+        return build((fits or classes)[0], value, source)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(hint)[0], v, f"{source}[{i}]") for i, v in enumerate(value))
     if typing.get_origin(hint) is Literal and value not in choices_of(hint):
         raise ValueError(f"{source} is {value!r}; choose one of {', '.join(map(repr, choices_of(hint)))}")
     if float in choices and type(value) is int:

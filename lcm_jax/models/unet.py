@@ -151,11 +151,12 @@ class UNet(nnx.Module):
         t: Num[Array, " b"],
         context: Float[Array, "b l d"],
         w_features: Float[Array, "b e"] | None = None,
-        added: dict[str, Array] | None = None,
+        pooled: Float[Array, "b p"] | None = None,
+        time_ids: Num[Array, "b 6"] | None = None,
     ) -> Resized:
-        self._check(z, context, w_features, added)
+        self._check(z, context, w_features, pooled, time_ids)
         dtype = jnp.dtype(self.cfg.dtype)
-        temb = self._embed_time(t, w_features, added, dtype)
+        temb = self._embed_time(t, w_features, pooled, time_ids, dtype)
         x, context = self.conv_in(z.astype(dtype)), context.astype(dtype)
         skips = [x]
         for level in self.down_blocks:
@@ -173,7 +174,7 @@ class UNet(nnx.Module):
                 x = upsample(x, skips[-1].shape[1:3])
         return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(z.dtype)
 
-    def _check(self, z: Array, context: Array, w_features: Array | None, added: dict[str, Array] | None):
+    def _check(self, z: Array, context: Array, w_features: Array | None, pooled: Array | None, time_ids: Array | None):
         cfg = self.cfg
         if z.shape[-1] != cfg.latent_channels:
             raise ValueError(f"latent has {z.shape[-1]} channels, this U-Net takes {cfg.latent_channels}")
@@ -181,18 +182,19 @@ class UNet(nnx.Module):
             raise ValueError(f"context is {context.shape[-1]} wide, this U-Net takes {cfg.context_width}")
         if w_features is not None and w_features.shape[-1] != cfg.w_width:
             raise ValueError(f"w_features are {w_features.shape[-1]} wide, this U-Net has w_width {cfg.w_width}")
-        if (added is not None) != bool(cfg.added_width):
-            takes = "{'pooled', 'time_ids'}" if cfg.added_width else "None"
-            raise ValueError(f"this U-Net has added_width {cfg.added_width} and takes added={takes}")
+        if any((given is not None) != bool(cfg.added_width) for given in (pooled, time_ids)):
+            takes = "pooled text and size ids" if cfg.added_width else "neither pooled text nor size ids"
+            raise ValueError(f"this U-Net has added_width {cfg.added_width} and takes {takes}")
 
-    def _embed_time(self, t: Array, w_features: Array | None, added: dict[str, Array] | None, dtype) -> Array:
+    def _embed_time(
+        self, t: Array, w_features: Array | None, pooled: Array | None, time_ids: Array | None, dtype
+    ) -> Array:
         """Sinusoids stay float32 until they are features; bf16 arguments would have no resolution left."""
         features = time_features(t, self.cfg.channels[0]).astype(dtype)
         temb = self.time_embedding(features, None if w_features is None else w_features.astype(dtype))
         if self.cfg.added_width:
-            ids = added["time_ids"]  # [b, 6]: original size, crop, target size (SDXL section 2.2)
-            sizes = time_features(ids.reshape(-1), self.cfg.added_time_width).reshape(ids.shape[0], -1)
-            temb = temb + self.add_embedding(jnp.concatenate([added["pooled"], sizes], -1).astype(dtype))
+            sizes = time_features(time_ids.reshape(-1), self.cfg.added_time_width).reshape(time_ids.shape[0], -1)
+            temb = temb + self.add_embedding(jnp.concatenate([pooled, sizes], -1).astype(dtype))
         return temb
 
     def _layer(self, level: Level, j: int, x: Array, temb: Array, context: Array) -> Array:
@@ -204,8 +206,9 @@ class UNet(nnx.Module):
 
 
 def unet(cfg: UNetConfig) -> Net:
-    """apply(params, z [b,h,w,c], t [b], context [b,l,d], w_features=None, added=None) -> [b,h,w,c].
+    """apply(params, z [b,h,w,c], t [b], context [b,l,d], w_features=None, pooled=None, time_ids=None) -> [b,h,w,c].
 
-    `w_features` is the guidance embedding [b, w_width] (diffusion.guidance.guidance_embedding).
+    `w_features` is the guidance embedding [b, w_width] (diffusion.guidance.guidance_embedding). SDXL takes pooled
+    text [b, p] and time_ids [b, 6]: original height and width, crop top and left, target height and width (sec. 2.2).
     """
     return functional(lambda rngs: UNet(cfg, rngs), cfg)

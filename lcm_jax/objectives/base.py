@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from lcm_jax.typing import Batch, Latent, Metrics
+from lcm_jax.typing import Batch, Condition, Latent, Metrics
 
 Decay = float | Callable[[Array], Array] | None  # of the target's average; a function takes the training step
 
@@ -53,13 +53,24 @@ def draw_latent(batch: Batch, key: PRNGKeyArray) -> Latent:
     return (raw - wide("shift") if "shift" in batch else raw) * wide("scale")
 
 
-def drop_context(
-    context: Float[Array, "b l d"],
-    uncond: Float[Array, "l d"],
-    drop: Bool[Array, " b"],
-) -> Float[Array, "b l d"]:
-    """Captions with the unconditional one put in the place of those marked in `drop` [b]."""
-    return jnp.where(drop[:, None, None], uncond[None], context)
+CONDITION = ("context", "pooled", "time_ids")  # a batch's entries that are keywords of a captioned network
+
+
+def condition_of(batch: Batch) -> Condition:
+    """What a batch tells captioned networks."""
+    return {name: batch[name] for name in CONDITION if name in batch}
+
+
+def unconditional(condition: Condition, uncond: Mapping[str, Array]) -> Condition:
+    """The condition with the empty caption's entries for every sample; sizes stay what they are (SDXL section 2.2)."""
+    return {k: jnp.broadcast_to(uncond[k], v.shape) if k in uncond else v for k, v in condition.items()}
+
+
+def drop_captions(condition: Condition, uncond: Mapping[str, Array], drop: Bool[Array, " b"]) -> Condition:
+    """The condition with the empty caption in the place of those marked in `drop` [b]."""
+    empty = unconditional(condition, uncond)
+    mark = lambda like: drop.reshape(-1, *[1] * (like.ndim - 1))
+    return {k: jnp.where(mark(v), empty[k], v) for k, v in condition.items()}
 
 
 def names() -> list[str]:

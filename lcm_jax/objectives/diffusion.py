@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from lcm_jax.diffusion.distance import l2
 from lcm_jax.diffusion.path import VPTable, diffuse, output_of
 from lcm_jax.diffusion.weight import min_snr
-from lcm_jax.objectives.base import Nets, draw_latent, drop_context
+from lcm_jax.objectives.base import Nets, condition_of, draw_latent, drop_captions
 from lcm_jax.typing import Batch, Metrics
 
 
@@ -33,8 +33,8 @@ class Diffusion:
         b = z0.shape[0]
         eps = jax.random.normal(keys[1], z0.shape, z0.dtype)
         t = jax.random.randint(keys[2], (b,), 0, self.path.T)
-        context = drop_context(batch["context"], batch["uncond"], jax.random.bernoulli(keys[3], self.drop, (b,)))
-        output = nets.student(diffuse(self.path, z0, eps, t), t, context)
+        told = drop_captions(condition_of(batch), batch["uncond"], jax.random.bernoulli(keys[3], self.drop, (b,)))
+        output = nets.student(diffuse(self.path, z0, eps, t), t, **told)
         error = l2(output, output_of(self.path, self.kind, z0, eps, t))
         weigh = (lambda t: 1.0) if self.gamma is None else partial(min_snr, self.path, self.kind, gamma=self.gamma)
         losses = weigh(t=t) * error

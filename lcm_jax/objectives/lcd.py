@@ -20,14 +20,15 @@ def build(
     delta: float = 1e-3,
     w_min: float = 2.0,
     w_max: float = 14.0,
-    w_width: int = 256,
+    w_width: int | None = 256,
     mu: float | None = 0.95,
     drop: float = 0.0,
     timestep_scaling: float = 10.0,
 ) -> Consistency:
     """LCD. `grid` "any" draws every t >= skip as the paper does, "fixed" the 50 times of diffusers' script.
 
-    `mu` None takes the online network as target. Guidance [w_min, w_max] is LCM's w (others' scale - 1).
+    `mu` None takes the online network as target. Guidance [w_min, w_max] is LCM's w (others' scale - 1), which the
+    student is told through an embedding of `w_width`, or, where that is None, learns without being told.
     """
     return Consistency(
         path=path,

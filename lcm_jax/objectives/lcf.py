@@ -16,7 +16,7 @@ def build(
     delta: float = 1e-3,
     w_min: float = 2.0,
     w_max: float = 14.0,
-    w_width: int = 256,
+    w_width: int | None = 256,
     mu: float | None = 0.95,
     drop: float = 0.0,
     timestep_scaling: float = 10.0,

@@ -5,14 +5,13 @@ from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from lcm_jax.diffusion.boundary import edm_field
 from lcm_jax.diffusion.field import guided_field, network_field
 from lcm_jax.diffusion.guidance import guidance_embedding, sample_w
 from lcm_jax.diffusion.path import Path
-from lcm_jax.objectives.base import Nets, Uniform, drop_context
+from lcm_jax.objectives.base import Nets, Uniform, condition_of, drop_captions, unconditional
 from lcm_jax.typing import Batch, Field, Metrics
 
 
@@ -40,19 +39,19 @@ class Captioned:
 
     kind: str  # what they predict: "eps", "v" or "x0"
     w: Uniform
-    w_width: int
+    w_width: int | None  # None: the networks have no input for w (LCM-LoRA)
     drop: float  # share of captions replaced by the empty one
 
     def __call__(self, path: Path, nets: Nets, batch: Batch, key: PRNGKeyArray, b: int) -> Fields:
         w_key, drop_key = jax.random.split(key)
         w = sample_w(w_key, b, self.w.low, self.w.high)
-        context = drop_context(batch["context"], batch["uncond"], jax.random.bernoulli(drop_key, self.drop, (b,)))
-        features = guidance_embedding(w, self.w_width)
-        field = lambda net: network_field(path, self.kind, net, context, features)
+        told = drop_captions(condition_of(batch), batch["uncond"], jax.random.bernoulli(drop_key, self.drop, (b,)))
+        more = {} if self.w_width is None else {"w_features": guidance_embedding(w, self.w_width)}
+        field = lambda net: network_field(path, self.kind, partial(net, **told, **more))
         teacher = None
         if nets.teacher is not None:
-            uncond = jnp.broadcast_to(batch["uncond"], context.shape)
-            teacher = guided_field(path, self.kind, nets.teacher, context, uncond, w)
+            empty = unconditional(told, batch["uncond"])
+            teacher = guided_field(path, self.kind, nets.teacher, told, empty, w)
         return Fields(field(nets.student), field(nets.target), teacher, {"sample/w": w})
 
 

@@ -37,6 +37,11 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return placed
 
 
+def place_array(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A global array of one that every process has whole; each device is given its own part only."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A full copy of every leaf on every device: frozen networks that fit, keys, counters."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -6,25 +6,30 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Num
+from jaxtyping import Array, Float, Key, Num
 
 from lcm_jax.diffusion.boundary import Consistency
-from lcm_jax.diffusion.path import Path, pure_noise
+from lcm_jax.diffusion.path import Path, diffuse, pure_noise
 from lcm_jax.typing import Latent
 
 
-def lcm_times(n: int, T: int = 1000, original_steps: int = 50) -> np.ndarray:
+def lcm_times(n: int, T: int = 1000, original_steps: int = 50, strength: float = 1.0) -> np.ndarray:
     """The n times of LCM sampling, falling: entries floor(linspace(0, original_steps)) of the reversed grid.
 
-    The grid is that of training, i T / original_steps - 1; 4 steps give 999, 759, 499, 259. Raises ValueError
-    unless 1 <= n <= original_steps <= T.
+    The grid is that of training, i T / original_steps - 1; 4 steps give 999, 759, 499, 259. Of an image to be
+    changed only the lower `strength` of the grid is walked: 4 steps at .5 give 499, 379, 259, 139. Raises
+    ValueError unless 1 <= n <= strength original_steps and original_steps <= T.
     """
     if not 1 <= original_steps <= T:
         raise ValueError(f"original_steps must lie in 1 .. T = {T}, got {original_steps}")
-    if not 1 <= n <= original_steps:
-        raise ValueError(f"LCM sampling takes 1 to {original_steps} steps, got {n}")
-    falling = np.arange(original_steps, 0, -1) * (T // original_steps) - 1
-    return falling[np.floor(np.linspace(0, original_steps, n, endpoint=False)).astype(int)]
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    walked = int(original_steps * strength)
+    if not 1 <= n <= walked:
+        why = "" if strength == 1 else f" at strength {strength:g}"
+        raise ValueError(f"LCM sampling takes 1 to {walked} steps{why}, got {n}")
+    falling = np.arange(walked, 0, -1) * (T // original_steps) - 1
+    return falling[np.floor(np.linspace(0, walked, n, endpoint=False)).astype(int)]
 
 
 def check_falling(sigmas: Sequence[float], sigma_min: float = 0.0) -> None:
@@ -41,29 +46,36 @@ def check_falling(sigmas: Sequence[float], sigma_min: float = 0.0) -> None:
 def sample(
     f: Consistency,
     path: Path,
-    key: jax.Array,
-    shape: tuple[int, ...],
+    noise: Float[Array, "n b *latent"],
     times: Num[Array | np.ndarray, " n"],
-    noise: Latent | None = None,
     sigma_min: float = 0.0,
+    start: Latent | None = None,
 ) -> Latent:
     """The last of n calls of f at falling times, each on the previous answer noised anew; f is traced once.
 
-    `shape` is [b, ..]; `noise`, unit normal of that shape, replaces the first draw. New noise has variance
-    sigma_t^2 - sigma_min^2: CM's f lands at sigma_min (.002), LCM's at the data (0). The last gets none.
+    `noise` is unit normal, one draw a step (`draws`). `start`, clean latents, is noised in the place of nothing
+    at the first time: an image to be changed. New noise has variance sigma_t^2 - sigma_min^2: CM's f lands at
+    sigma_min (.002), LCM's at the data (0). Raises ValueError for no times, or not one draw for each.
     """
     if len(times) < 1:
         raise ValueError("sampling needs at least one time")
+    if len(times) != len(noise):
+        raise ValueError(f"{len(times)} steps need as many draws of noise, got {len(noise)}")
     times = jnp.asarray(times)
-    keys = jax.random.split(key, len(times))
-    noise = jax.random.normal(keys[0], shape) if noise is None else noise
+    first = jnp.broadcast_to(times[0], noise.shape[1:2])
+    z = pure_noise(path, noise[0], first) if start is None else diffuse(path, start, noise[0], first)
     keep = path.alpha(times).at[0].set(1)
     renew = jnp.sqrt(jnp.maximum(path.sigma(times) ** 2 - sigma_min**2, 0)).at[0].set(0)
 
     def jump(x, now):
-        t, keep, renew, key = now
-        z = keep * x + renew * jax.random.normal(key, x.shape, x.dtype)  # LCM Alg. 3 line 5, CM Alg. 1 line 4
-        return f(z, jnp.broadcast_to(t, x.shape[:1])).astype(x.dtype), None
+        t, keep, renew, fresh = now
+        z = keep * x + renew * fresh  # LCM Alg. 3 line 5, CM Alg. 1 line 4
+        return f(z.astype(x.dtype), jnp.broadcast_to(t, x.shape[:1])).astype(x.dtype), None
 
-    z = pure_noise(path, noise, jnp.broadcast_to(times[0], shape[:1]))
-    return jax.lax.scan(jump, z, (times, keep, renew, keys))[0]
+    return jax.lax.scan(jump, z, (times, keep, renew, noise))[0]
+
+
+def draws(keys: Key[Array, " b"], n: int, shape: tuple[int, ...]) -> Float[Array, "n b *latent"]:
+    """Unit normal noise of n steps for the samples of these keys, each from its own; `shape` is one latent's."""
+    own = lambda key: jax.vmap(lambda k: jax.random.normal(k, shape))(jax.random.split(key, n))
+    return jax.vmap(own, out_axes=1)(keys)

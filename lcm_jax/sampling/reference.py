@@ -10,7 +10,7 @@ from jaxtyping import Array, Num
 
 from lcm_jax.diffusion import solver
 from lcm_jax.diffusion.grid import Karras
-from lcm_jax.diffusion.path import Path, expand, pure_noise
+from lcm_jax.diffusion.path import Path, diffuse, expand, pure_noise
 from lcm_jax.typing import Field, Latent
 
 MULTISTEP = ("ddim", "ddim_leading", "dpmpp_2m")  # one evaluation a step
@@ -70,9 +70,11 @@ def sample(
     noise: Latent,
     times: Num[Array | np.ndarray, " n"],
     denoise: bool = True,
+    start: Latent | None = None,
 ) -> Latent:
     """Integrates unit `noise` [b, ..] along falling `times` with a named sampler, as a scan over the steps.
 
+    `start`, clean latents, is noised to the first time: an image to be changed.
     The last step is of first order (diffusers' lower-order final). With `denoise` it ends in its clean
     prediction x0; without, at times[-1]. Raises ValueError for an unknown sampler or fewer than two times.
     """
@@ -80,7 +82,8 @@ def sample(
     if len(times) < 2:
         raise ValueError(f"a trajectory needs at least two times, got {len(times)}")
     times = jnp.asarray(times)
-    z = pure_noise(path, noise, _spread(times[0], noise))
+    first = _spread(times[0], noise)
+    z = pure_noise(path, noise, first) if start is None else diffuse(path, start, noise, first)
     if sampler in MULTISTEP:
         z, x0 = _multistep(path, field, z, times, second_order=sampler == "dpmpp_2m")
     else:

@@ -35,6 +35,8 @@ def train_step(
     *,
     ema_decay: float = 0.9999,
     accumulate: int = 1,
+    weights: Callable[[Params, Any], Params] | None = None,
+    prepare: Callable[[Any, Batch], Batch] | None = None,
 ) -> Step:
     """step(state, frozen, batch, key) -> (state, metrics); to be jitted with `state` donated.
 
@@ -42,14 +44,18 @@ def train_step(
     batch (scale, uncond)}. `key` is the run's root key; the step folds in state.step, so a resumed
     run draws the same noise. `accumulate` splits the batch into that many gradient passes; pass i takes
     every accumulate-th sample from i on, so a batch sharded over devices stays spread over all of them.
+    `weights` makes a network's parameters of what is trained and of `frozen` (adapters are merged so), `prepare`
+    what the objective reads of `frozen` and the batch (captions are encoded so).
     """
 
     def loss(params: Params, target: Params | None, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
+        whole = (lambda trained: trained) if weights is None else (lambda trained: weights(trained, frozen))
         nets = Nets(
-            partial(apply, params),
-            partial(apply, jax.lax.stop_gradient(params if target is None else target)),
+            partial(apply, whole(params)),
+            partial(apply, jax.lax.stop_gradient(whole(params if target is None else target))),
             partial(teacher_apply, frozen["teacher"]) if objective.needs_teacher else None,
         )
+        batch = batch if prepare is None else prepare(frozen, batch)
         return objective.loss(nets, {**batch, **frozen["batch"]}, key, step)
 
     def split(x: jax.Array) -> jax.Array:

@@ -40,7 +40,8 @@ def pictures(n, seed):
 def rows(n, seed, name):
     context = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None] + 1000 * seed, (n, 2, 3))
     words = [f"{name} {i}" for i in range(n)]
-    return Captioned(words, words, [f"{name} {i // 2}" for i in range(n)], pictures(n, seed), context.copy())
+    told = {"context": context.copy()}
+    return Captioned(words, words, [f"{name} {i // 2}" for i in range(n)], pictures(n, seed), told)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +57,13 @@ class Planted(Pipeline):
         config = presets.UNETS["tiny"]
         spec = ModelSpec(role, "v", SIZE, config, presets.AUTOENCODERS["tiny"], guidance=guidance)
         super().__init__(spec, {"unet": {"a": jnp.ones(2)}}, {"model": role})
-        self.images = {float(c[0, 0]): x for s in found.values() for c, x in zip(s.context, s.images, strict=True)}
+        asked = ((c, x) for s in found.values() for c, x in zip(s.condition["context"], s.images, strict=True))
+        self.images = {float(c[0, 0]): x for c, x in asked}
         self.noise, self.calls, self.batches = noise, [], set()
 
     def sampler(self, name, steps):
-        def draw(params, context, uncond, w, keys):
+        def draw(params, told, uncond, w, keys):
+            context = told["context"]
             self.calls.append((name, steps, float(w[0])))
             self.batches.add(len(context))
             real = np.stack([self.images[float(c[0, 0])] for c in context]).astype(np.float32)
@@ -315,7 +318,7 @@ def test_a_folder_gives_rows_with_their_own_images(tmp_path, teacher):
     given = {"dataset": {"reader": "image_folder", "options": {"folder": str(tmp_path), "heldout": 0.4}}}
     encode(examples(tmp_path, heldout=0.4), moments, text, tmp_path / "latents", SIZE, progress=False, **given)
     found, uncond = evaluation_set.open_folder(tmp_path / "latents", None, {}, teacher.spec, progress=False)
-    assert uncond.shape == (3, 16) and sum(map(len, found.values())) == 6
+    assert uncond["context"].shape == (3, 16) and sum(map(len, found.values())) == 6
     for split in found.values():
         for caption, image in zip(split.captions, split.images, strict=True):
             np.testing.assert_array_equal(image, pictures(1, int(caption[-1]))[0])
@@ -325,7 +328,7 @@ def test_a_folder_gives_rows_with_their_own_images(tmp_path, teacher):
 
 
 def test_the_comparison_grid_has_a_prompt_a_row_and_seven_columns(found, tmp_path):
-    found = {"heldout": Captioned(["k"], ["k"], ["k"], pictures(1, 0), np.zeros((1, 2, 3), np.float32))}
+    found = {"heldout": Captioned(["k"], ["k"], ["k"], pictures(1, 0), {"context": np.zeros((1, 2, 3), np.float32)})}
     student = Planted("consistency", found, lambda steps, w: 0.0)
     teacher = Planted("diffusion", found, lambda steps, w: 0.9)
     student.__dict__["uncond"] = teacher.__dict__["uncond"] = UNCOND

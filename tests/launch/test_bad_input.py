@@ -6,10 +6,11 @@ import shutil
 import pytest
 import tiny
 
-from lcm_jax import build, encoding, run_folder
+from lcm_jax import build, encoding, run_folder, source
 from lcm_jax.export import flax_folder
 from lcm_jax.models import flax_file
-from lcm_jax.pipeline import Pipeline, model_folder
+from lcm_jax.pipeline import Pipeline
+from lcm_jax.source import open_model
 from lcm_jax.weights import folder
 
 LCD = {"name": "lcd", "w_min": 0.0, "w_max": 4.0, "w_width": tiny.W_WIDTH}
@@ -228,11 +229,10 @@ def test_an_export_replaces_nothing_but_an_export(tmp_path, monkeypatch):
 
 
 def test_shipped_models_are_listed(tmp_path, monkeypatch):
-    from lcm_jax import pipeline
-
-    (tmp_path / "emoji-teacher").mkdir()
-    (tmp_path / "emoji-teacher" / "model.json").write_text("{}")
-    monkeypatch.setattr(pipeline, "ASSETS", tmp_path)
-    assert model_folder("emoji-teacher") == tmp_path / "emoji-teacher"
-    with pytest.raises(FileNotFoundError, match="no model folder 'emoji'; give a path, or one of: emoji-teacher"):
-        model_folder("emoji")
+    tiny.model_folder(tmp_path / "emoji-teacher")
+    monkeypatch.setattr(source, "ASSETS", tmp_path)
+    assert open_model("emoji-teacher").where == tmp_path / "emoji-teacher"
+    with pytest.raises(FileNotFoundError, match="no model '/emoji' .*shipped models: emoji-teacher"):
+        open_model("/emoji")
+    with pytest.raises(FileNotFoundError, match="holds neither model.json nor model_index.json"):
+        open_model(tmp_path)

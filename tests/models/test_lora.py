@@ -61,8 +61,7 @@ def parts_of(params):
 def run(name, params):
     inputs = cases.unet_inputs(name)
     real = {k: jnp.asarray(v, params["conv_in"]["kernel"].dtype) for k, v in inputs.items() if k != "t"}
-    added = {k: real.pop(k) for k in ("pooled", "time_ids") if k in real} or None
-    return network(name)[1](params, real.pop("z"), jnp.asarray(inputs["t"]), **real, added=added)
+    return network(name)[1](params, real.pop("z"), jnp.asarray(inputs["t"]), **real)
 
 
 def torch_factors(tree):

@@ -31,8 +31,7 @@ def run(name, dtype):
     names = {k: v.shape for k, v in to_torch(jax.tree.map(lambda x: np.empty(x.shape), abstract)).items()}
     params = from_torch(cases.fill(names), abstract)
     real = {k: jnp.asarray(v, dtype) for k, v in inputs.items() if k != "t"}
-    added = {k: real.pop(k) for k in ("pooled", "time_ids") if k in real} or None
-    return jax.jit(net.apply)(params, real.pop("z"), jnp.asarray(inputs["t"]), **real, added=added)
+    return jax.jit(net.apply)(params, real.pop("z"), jnp.asarray(inputs["t"]), **real)
 
 
 def tiny_inputs(b=2, size=8, seed=0):

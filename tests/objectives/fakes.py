@@ -29,7 +29,7 @@ def batch(shape=(4, 4, 2), std=0.1, b=B, seed=0, dtype=np.float32):
         "std": jnp.full((b, *shape), std, dtype),
         "context": draw(b, 2, WIDTH),
         "image": jnp.asarray(rng.integers(0, 256, (b, 8, 8, 3)), jnp.uint8),
-        "uncond": jnp.zeros((2, WIDTH), dtype),
+        "uncond": {"context": jnp.zeros((2, WIDTH), dtype)},
         "scale": jnp.asarray(0.5, dtype),
     }
 
@@ -65,7 +65,7 @@ class Recorder:
         self.p, self.calls = weights() if p is None else p, []
 
     def __call__(self, *args, **kwargs):
-        self.calls.append(args)
+        self.calls.append((*args, *(kwargs[k] for k in ("context", "w_features") if k in kwargs)))
         return network(self.p, *args, **kwargs)
 
 

@@ -77,7 +77,7 @@ def test_the_exact_consistency_function_has_no_loss_but_the_solver_s(name, order
             "mean": jnp.full((64, 4), truth.mean),
             "std": jnp.full((64, 4), truth.std),
             "context": jnp.zeros((64, 1, 1)),
-            "uncond": jnp.zeros((1, 1)),
+            "uncond": {"context": jnp.zeros((1, 1))},
             "scale": 1.0,
         }
         for skip in (32, 16, 8):
@@ -134,7 +134,7 @@ def test_captions_are_dropped_at_the_share_asked_for(name, drop):
     from lcm_jax.objectives.base import get
 
     data = batch(b=400)
-    data["uncond"] = jnp.full((2, 3), 9.0)
+    data["uncond"] = {"context": jnp.full((2, 3), 9.0)}
     net = Recorder()
     get(name, path=PATH, kind="v", drop=drop).loss(Nets(net, net, net), data, KEY, STEP)
     seen = next(call[2] for call in net.calls if len(call[0]) == 400)

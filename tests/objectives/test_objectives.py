@@ -10,7 +10,7 @@ import pytest
 from fakes import KEY, STEP, batch, nets, weights
 
 from lcm_jax.diffusion.path import vp_path
-from lcm_jax.objectives.base import Uniform, draw_latent, drop_context, get, names
+from lcm_jax.objectives.base import Uniform, draw_latent, drop_captions, get, names
 
 LCM = {"path": vp_path(), "kind": "v"}
 NEEDED = {**LCM, "steps": 100, "stage_steps": 10}
@@ -110,6 +110,9 @@ def test_a_latent_is_drawn_from_its_posterior_and_scaled():
 
 
 def test_dropped_captions_become_the_empty_one():
-    context, uncond = jnp.ones((3, 2, 4)), jnp.full((2, 4), 7.0)
-    out = drop_context(context, uncond, jnp.array([False, True, False]))
-    np.testing.assert_array_equal(out[:, 0, 0], [1, 7, 1])
+    told = {"context": jnp.ones((3, 2, 4)), "pooled": jnp.ones((3, 5)), "time_ids": jnp.full((3, 6), 64)}
+    uncond = {"context": jnp.full((2, 4), 7.0), "pooled": jnp.zeros(5)}
+    out = drop_captions(told, uncond, jnp.array([False, True, False]))
+    np.testing.assert_array_equal(out["context"][:, 0, 0], [1, 7, 1])
+    np.testing.assert_array_equal(out["pooled"][:, 0], [1, 0, 1])
+    np.testing.assert_array_equal(out["time_ids"], told["time_ids"])  # the empty caption is of the same picture

@@ -21,7 +21,7 @@ BATCH = {
     "std": jnp.full((B, D), TRUTH.std),
     "context": jnp.zeros((B, 1, 1)),
 }
-CONSTANTS = {"scale": jnp.ones(()), "uncond": jnp.zeros((1, 1))}
+CONSTANTS = {"scale": jnp.ones(()), "uncond": {"context": jnp.zeros((1, 1))}}
 
 
 def init(key):
@@ -29,7 +29,7 @@ def init(key):
     return {"hidden": jax.random.normal(a, (9, 32)) / 3, "out": 0.1 * jax.random.normal(b, (32, 2))}
 
 
-def mlp(params, z, t, context, w_features=None):
+def mlp(params, z, t, context=None, w_features=None):
     """gain(t) z + shift(t), both from an MLP of cosines of t."""
     x = jnp.cos(jnp.pi * (t[:, None] / 1000) * jnp.arange(9.0)[None])
     gain, shift = jnp.split(jnp.tanh(x @ params["hidden"]) @ params["out"], 2, axis=-1)
@@ -75,7 +75,7 @@ def probe(t):
 
 
 def consistency_of(params):
-    return consistency(PATH, LCMBoundary(), network_field(PATH, "v", partial(mlp, params), None, None))
+    return consistency(PATH, LCMBoundary(), network_field(PATH, "v", partial(mlp, params)))
 
 
 def rms(x):

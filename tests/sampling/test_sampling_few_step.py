@@ -52,21 +52,49 @@ def test_each_call_sees_the_last_answer_at_its_noise_level(n):
         traces.append(t.shape)
         return 0.5 * z + t[:, None, None, None] / 1000
 
-    got = jax.jit(lambda key: few_step.sample(f, path, key, shape, times))(KEY)
+    noise = jax.random.normal(KEY, (n, *shape))
+    got = jax.jit(lambda noise: few_step.sample(f, path, noise, times))(noise)
     assert traces == [(3,)]
-    keys = jax.random.split(KEY, n)
-    x = f(jax.random.normal(keys[0], shape), jnp.full(3, times[0]))
-    for t, key in zip(times[1:], keys[1:], strict=True):
-        z = path.alphas[t] * x + path.sigmas[t] * jax.random.normal(key, shape)
-        x = f(z, jnp.full(3, t))
+    x = f(noise[0], jnp.full(3, times[0]))
+    for t, fresh in zip(times[1:], noise[1:], strict=True):
+        x = f(path.alphas[t] * x + path.sigmas[t] * fresh, jnp.full(3, t))
     np.testing.assert_allclose(got, x, atol=1e-5)
 
 
-def test_given_noise_replaces_the_first_draw():
-    noise, path, truth = latents(), vp_path(), Gaussian()
+def test_a_clean_start_is_noised_to_the_first_time():
+    start, path, truth = latents(), vp_path(), Gaussian()
+    noise, times = jax.random.normal(KEY, (1, *start.shape)), few_step.lcm_times(1, strength=0.5)
     f = truth.consistency(path)
-    got = few_step.sample(f, path, KEY, noise.shape, few_step.lcm_times(1), noise)
-    np.testing.assert_allclose(got, f(noise, jnp.full(4, 999)), atol=1e-6)
+    got = few_step.sample(f, path, noise, times, start=start)
+    expected = f(path.alphas[499] * start + path.sigmas[499] * noise[0], jnp.full(4, 499))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("n,strength,times", [(4, 0.5, [499, 379, 259, 139]), (1, 0.3, [299]), (2, 1.0, [999, 499])])
+def test_lcm_times_of_an_image_to_be_changed(n, strength, times):
+    np.testing.assert_array_equal(few_step.lcm_times(n, strength=strength), times)
+
+
+@pytest.mark.parametrize(
+    "n,strength,message",
+    [(4, 0.0, r"\(0, 1\]"), (4, 1.5, r"\(0, 1\]"), (6, 0.1, "1 to 5 steps at strength 0.1")],
+)
+def test_impossible_strengths_are_errors(n, strength, message):
+    with pytest.raises(ValueError, match=message):
+        few_step.lcm_times(n, strength=strength)
+
+
+def test_a_samples_noise_is_its_own_keys():
+    keys = jax.random.split(KEY, 3)
+    noise = few_step.draws(keys, 2, (4, 4, 1))
+    assert noise.shape == (2, 3, 4, 4, 1)
+    np.testing.assert_array_equal(noise[:, 1:], few_step.draws(keys[1:], 2, (4, 4, 1)))
+    assert len(np.unique(np.asarray(noise))) == noise.size
+
+
+def test_one_draw_a_step_is_needed():
+    with pytest.raises(ValueError, match="2 steps need as many draws of noise, got 1"):
+        few_step.sample(lambda z, t: z, vp_path(), jnp.zeros((1, 1, 2)), few_step.lcm_times(2))
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
@@ -77,7 +105,7 @@ def test_exact_consistency_samples_have_the_law_of_the_data(n, on):
         path, times, sigma_min = vp_path(), few_step.lcm_times(n), 0.0
     else:
         path, times, sigma_min = VE(), Karras().grid(n + 1)[:n], 0.0
-    x = few_step.sample(truth.consistency(path), path, KEY, shape, times, sigma_min=sigma_min)
+    x = few_step.sample(truth.consistency(path), path, jax.random.normal(KEY, (n, *shape)), times, sigma_min=sigma_min)
     terminal = 0.07 * truth.mean / truth.std if on == "vp" and n == 1 else 0  # alpha_999 is not quite 0
     np.testing.assert_allclose(x.mean(), truth.mean, atol=0.01 + terminal * truth.std)
     np.testing.assert_allclose(x.std(), truth.std, rtol=0.01)
@@ -87,20 +115,20 @@ def test_ve_steps_land_at_sigma_min():
     """CM Alg. 1: one step f(80 n, 80), a second from x + sqrt(.53^2 - .002^2) n."""
     path, shape, times = VE(), (2, 2, 2, 1), jnp.array([80.0, 0.53])
     f = consistency(path, EDMBoundary(), Gaussian().field(path))
-    first, second = (jax.random.normal(key, shape) for key in jax.random.split(KEY, 2))
+    first, second = noise = jax.random.normal(KEY, (2, *shape))
     x = f(80 * first, jnp.full(2, 80.0))
     expected = f(x + np.sqrt(0.53**2 - 0.002**2) * second, jnp.full(2, 0.53))
-    got = few_step.sample(f, path, KEY, shape, times, sigma_min=0.002)
+    got = few_step.sample(f, path, noise, times, sigma_min=0.002)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_zero_terminal_snr_samples_are_finite():
     path = vp_path(zero_terminal_snr=True)
     f = consistency(path, LCMBoundary(), Gaussian().field(path))
-    x = few_step.sample(f, path, KEY, (2, 2, 2, 1), few_step.lcm_times(4))
+    x = few_step.sample(f, path, jax.random.normal(KEY, (4, 2, 2, 2, 1)), few_step.lcm_times(4))
     assert np.all(np.isfinite(x))
 
 
 def test_no_times_is_an_error():
     with pytest.raises(ValueError, match="at least one time"):
-        few_step.sample(lambda z, t: z, vp_path(), KEY, (1, 2), np.array([], int))
+        few_step.sample(lambda z, t: z, vp_path(), jnp.zeros((0, 1, 2)), np.array([], int))

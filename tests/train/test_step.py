@@ -188,7 +188,7 @@ def distil(mesh, rules, steps=10):
     init = lambda p: init_state(p, SLOW, LCD)
     shardings = infer(jax.eval_shape(init, params), rules, mesh)
     state = jax.jit(init, out_shardings=shardings)(params)
-    constants = {"scale": jnp.ones(()), "uncond": jnp.zeros((3, 16))}
+    constants = {"scale": jnp.ones(()), "uncond": {"context": jnp.zeros((3, 16))}}
     frozen = replicate({"teacher": jax.jit(TEACHER.init)(jax.random.key(1)), "batch": constants}, mesh)
     step = train_step(LCD, STUDENT.apply, TEACHER.apply, SLOW)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -9,10 +9,19 @@ import pytest
 from published_configs import PUBLISHED
 
 from lcm_jax.models.autoencoder import AutoencoderConfig, autoencoder
+from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
+from lcm_jax.models.clip_text import CLIP_TEXT, clip_text, clip_text_config
 from lcm_jax.models.presets import AUTOENCODERS, UNETS
 from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.weights.bijection import flatten, torch_key
-from lcm_jax.weights.diffusers_config import autoencoder_config, autoencoder_sizes, unet_config, unet_sizes
+from lcm_jax.weights.diffusers_config import (
+    autoencoder_config,
+    autoencoder_factor,
+    autoencoder_sizes,
+    text_encoder_config,
+    unet_config,
+    unet_sizes,
+)
 
 SD15, SD21 = PUBLISHED["stable-diffusion-v1-5"], PUBLISHED["stable-diffusion-2-1"]
 SDXL, LCM = PUBLISHED["stable-diffusion-xl-base-1.0"], PUBLISHED["LCM_Dreamshaper_v7"]
@@ -83,6 +92,78 @@ def test_folded_pixels_have_no_counterpart():
         autoencoder_config(asdict(AUTOENCODERS["emoji"]), 64)
 
 
+def test_a_shift_has_no_counterpart():
+    with pytest.raises(ValueError, match="autoencoder.shift is 0.5: diffusers' Stable Diffusion only knows 0"):
+        autoencoder_config(asdict(AutoencoderConfig(shift=0.5)), 64)
+
+
+TAESD = {  # as published
+    "_class_name": "AutoencoderTiny",
+    "_diffusers_version": "0.20.0.dev0",
+    "act_fn": "relu",
+    "decoder_block_out_channels": [64, 64, 64, 64],
+    "encoder_block_out_channels": [64, 64, 64, 64],
+    "force_upcast": False,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "out_channels": 3,
+    "scaling_factor": 1.0,
+    "upsampling_scaling_factor": 2,
+}
+ODD_TINY = TinyAutoencoderConfig(8, (1, 2, 1), (2, 1, 3), latent_channels=6, scale=1.5, shift=0.25)
+
+
+def test_the_published_tiny_autoencoder_is_the_preset():
+    assert TinyAutoencoderConfig(**autoencoder_sizes(TAESD)) == AUTOENCODERS["taesd"]
+    assert autoencoder_sizes(TAESD) == autoencoder_sizes({"_class_name": "AutoencoderTiny"})  # all are defaults
+    assert autoencoder_factor(autoencoder_sizes(TAESD)) == 8 == autoencoder_factor(asdict(AUTOENCODERS["sd"]))
+    assert autoencoder_factor(asdict(AUTOENCODERS["emoji"])) == AUTOENCODERS["emoji"].factor
+
+
+@pytest.mark.parametrize("sizes", [AUTOENCODERS["taesd"], AUTOENCODERS["taesd3"], ODD_TINY])
+def test_tiny_autoencoder_sizes_survive_the_way_there_and_back(sizes):
+    config = json.loads(json.dumps(autoencoder_config(asdict(sizes), 64)))
+    assert TinyAutoencoderConfig(**autoencoder_sizes(config)) == sizes
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("encoder_block_out_channels", [64, 32, 64, 64]),
+        ("decoder_block_out_channels", [32, 32, 32, 32]),
+        ("num_encoder_blocks", []),
+        ("num_decoder_blocks", [3, 3, 1]),
+        ("upsampling_scaling_factor", 4),
+        ("act_fn", "silu"),
+        ("scaling_factor", None),
+    ],
+)
+def test_what_the_tiny_autoencoder_does_not_implement_is_named(key, value):
+    with pytest.raises(ValueError) as caught:
+        autoencoder_sizes({**TAESD, key: value})
+    assert str(caught.value).startswith(f"vae/config.json has {key} = {value!r}, which is not supported")
+
+
+@pytest.mark.parametrize("name", CLIP_TEXT)
+def test_text_encoder_sizes_survive_the_way_there_and_back(name):
+    sizes = replace(CLIP_TEXT[name], eos_token_id=49407)
+    assert clip_text_config(json.loads(json.dumps(text_encoder_config(asdict(sizes))))) == sizes
+
+
+@pytest.mark.parametrize("pipeline, part", [(SD15, "text_encoder"), (SD21, "text_encoder"), (SDXL, "text_encoder_2")])
+def test_a_text_encoder_goes_back_to_its_published_config(pipeline, part):
+    published = pipeline[part]
+    written = text_encoder_config(asdict(clip_text_config(published)), "float16")
+    shared = published.keys() & written.keys()
+    assert {"architectures", "hidden_act", "num_hidden_layers"} <= shared
+    free = set() if part == "text_encoder_2" else {"projection_dim"}  # of a map that is not there
+    assert {key: written[key] for key in shared - free} == {key: published[key] for key in shared - free}
+
+
 def test_an_int_and_a_list_of_equal_entries_are_the_same():
     spelled = {"attention_head_dim": [8] * 4, "layers_per_block": [2] * 4, "cross_attention_dim": [768] * 4}
     spelled |= {"transformer_layers_per_block": [1] * 4, "only_cross_attention": [False] * 4}
@@ -148,7 +229,7 @@ def test_an_unknown_setting_is_named():
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("_class_name", "AutoencoderTiny"),
+        ("_class_name", "AutoencoderKLWan"),
         ("down_block_types", ["AttnDownEncoderBlock2D"] * 4),
         ("up_block_types", ["UpDecoderBlock2D"] * 3),
         ("block_out_channels", [128, 256]),
@@ -180,6 +261,24 @@ def torch_shapes(abstract):
     shapes = {torch_key(path): turn(path, leaf.shape) for path, leaf in flat.items()}
     assert len(shapes) == len(flat)  # no two leaves share a name
     return shapes
+
+
+def test_tiny_autoencoders_are_covered_name_by_name():
+    for sizes in (AUTOENCODERS["taesd"], ODD_TINY):
+        settings, shapes = built("AutoencoderTiny", autoencoder_config(asdict(sizes), 64))
+        assert torch_shapes(autoencoder(sizes).abstract()) == shapes
+        assert (settings["scaling_factor"], settings["shift_factor"]) == (sizes.scale, sizes.shift)
+
+
+def test_text_encoders_are_covered_name_by_name():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    for sizes in CLIP_TEXT.values():
+        config = text_encoder_config(asdict(sizes))
+        with torch.device("meta"):
+            net = getattr(transformers, config["architectures"][0])(transformers.CLIPTextConfig(**config))
+        theirs = {key: tuple(x.shape) for key, x in net.state_dict().items() if not key.endswith("position_ids")}
+        short = lambda shapes: {key.removeprefix("text_model."): shape for key, shape in shapes.items()}
+        assert short(torch_shapes(clip_text(sizes).abstract())) == short(theirs)
 
 
 def built(cls, config):

@@ -165,9 +165,8 @@ def test_a_saved_unet_answers_as_it_does_in_diffusers_and_goes_back(saved):
     with torch.no_grad():
         want = theirs(z, real["t"], real["context"], **more).sample
     ours = {k: jnp.asarray(v) for k, v in inputs.items()}
-    added = {k: ours[k] for k in ("pooled", "time_ids") if k in ours} or None
     apply = jax.jit(net.apply, compiler_options=QUICK)
-    out = apply(params, ours["z"], ours["t"], ours["context"], ours.get("w_features"), added=added)
+    out = apply(params, **ours)
     assert relative(out, want.permute(0, 2, 3, 1).numpy()) < 1e-5
 
     again = type(theirs).from_config(unet_config(found.unet, 8)).eval()
@@ -272,7 +271,9 @@ def test_a_damaged_or_missing_file_is_named(folder, part):
         ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "supported: StableDiffusionPipeline, Lat"),
         ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "is of a StableDiffusionInpaint"),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "supported: CLIPTextModel"),
-        ("model_index.json", {"vae": ["diffusers", "AutoencoderTiny"]}, "vae is a AutoencoderTiny; supported: Auto"),
+        ("model_index.json", {"vae": ["diffusers", "ConsistencyDecoderVAE"]}, "vae is a ConsistencyDecoderVAE; "),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderTiny"]}, "vae/config.json has .* which is not supp"),
+        ("model_index.json", {"_lcm_jax": [1]}, r"model_index.json has _lcm_jax = \[1\], no JSON object"),
         ("model_index.json", {"scheduler": ["diffusers", "CogVideoXDDIMScheduler"]}, "_class_name = 'CogVideoXDDIM"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "unet/config.json has class_embed_type = 'timestep'"),
         ("unet/config.json", {"in_channels": 9}, "turns 9 channels into 4, .*/vae makes 4: .*inpainting"),

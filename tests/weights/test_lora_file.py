@@ -511,5 +511,4 @@ def tiny_network():
 
 def our_output(params):
     inputs = {k: np.asarray(v, np.int32 if k == "t" else np.float32) for k, v in cases.unet_inputs("sdxl").items()}
-    added = {"pooled": inputs["pooled"], "time_ids": inputs["time_ids"]}
-    return np.asarray(tiny_network()(params, inputs["z"], inputs["t"], inputs["context"], added=added))
+    return np.asarray(tiny_network()(params, **inputs))

@@ -1,0 +1,152 @@
+"""Whole training steps of latent consistency distillation against Algorithm 1 written in PyTorch."""
+
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import torch  # noqa: E402
+from algorithm1 import Distillation, Told  # noqa: E402
+from both_sides import W_WIDTH, arrays, as_student, named, nchw, ours, relative, relative_over, theirs  # noqa: E402
+
+from lcm_jax.diffusion.grid import PairSampler  # noqa: E402
+from lcm_jax.diffusion.path import vp_path  # noqa: E402
+from lcm_jax.objectives import lcd  # noqa: E402
+from lcm_jax.train.optimizer import optimizer  # noqa: E402
+from lcm_jax.train.step import init_state, train_step  # noqa: E402
+
+B, TOKENS, SCALE = 4, 5, 0.18215
+T, S = np.array([999, 519, 39, 19]), np.array([979, 499, 19, 0])
+RATE, MU, CLIP, DELTA = 1e-3, 0.95, 1.0, 1e-3
+ADAMW = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
+
+
+class Given(PairSampler):
+    """The times of this file, whatever the key."""
+
+    def __call__(self, key, b, step):
+        return jnp.asarray(T), jnp.asarray(S)
+
+
+def keep_gradient():
+    """Leaves gradients as they are and in its state."""
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, s, p=None: (g, g))
+
+
+def data(family, seed=0):
+    """Latents before scaling, noise and what is told, as numpy."""
+    rng = np.random.default_rng(seed)
+    batch = {"mean": rng.standard_normal((B, 8, 8, 4)) / SCALE, "context": rng.standard_normal((B, TOKENS, 24))}
+    uncond = {"context": rng.standard_normal((TOKENS, 24))}
+    if family == "sdxl":
+        batch |= {"pooled": rng.standard_normal((B, 10)), "time_ids": rng.integers(0, 100, (B, 6)).astype(float)}
+        uncond |= {"pooled": rng.standard_normal(10)}
+    return batch, uncond, rng.standard_normal((B, 8, 8, 4))
+
+
+def networks(family, dtype, start):
+    """(teacher, student, target): three different ones, or as a distillation starts, all with the teacher's weights."""
+    teacher = theirs(family, dtype, 1)
+    if start:
+        student = as_student(teacher)
+        return teacher, student, copy.deepcopy(student)
+    return teacher, theirs(family, dtype, 2, W_WIDTH), theirs(family, dtype, 3, W_WIDTH)
+
+
+def ours_steps(modules, kind, solver, distance, dtype, family, steps):
+    """What lcm_jax makes of it: for every step loss, gradient, drawn w, and parameters and target after it."""
+    (teacher_net, teacher), (net, student), (_, target) = (ours(module) for module in modules)
+    batch, uncond, noise = jax.tree.map(lambda x: jnp.asarray(x, dtype), data(family))
+    batch["std"] = jnp.zeros_like(batch["mean"])
+    objective = lcd.build(
+        vp_path(), kind, solver_name=solver, distance_name=distance, delta=DELTA, w_width=W_WIDTH, mu=MU
+    )
+    objective = dataclasses.replace(objective, pair=Given(), couple=lambda z0, drawn: (noise, {}))
+    tx = optax.chain(keep_gradient(), optimizer("adamw", RATE, clip=CLIP, **ADAMW))
+    state = dataclasses.replace(init_state(student, tx, objective), target=target)
+    frozen = {"teacher": teacher, "batch": {"scale": jnp.asarray(SCALE, dtype), "uncond": uncond}}
+    step, key, done = jax.jit(train_step(objective, net.apply, teacher_net.apply, tx)), jax.random.key(3), []
+    for _ in range(steps):
+        state, metrics = step(state, frozen, batch, key)
+        np.testing.assert_array_equal(metrics["sample/t"], T)
+        done.append(
+            {
+                "loss": float(metrics["loss/mean"]),
+                "w": np.asarray(metrics["sample/w"]),
+                "gradient": named(state.opt_state[0]),
+                "student": named(state.params),
+                "target": named(state.target),
+            }
+        )
+    return done
+
+
+def their_steps(modules, kind, solver, distance, dtype, family, ws):
+    """What the paper's algorithm makes of it, for the same w."""
+    teacher, student, target = modules
+    run = Distillation(teacher, student, target, kind, solver, distance, DELTA, W_WIDTH)
+    batch, uncond, noise = data(family)
+    tensor = lambda x: torch.tensor(x, dtype=teacher.dtype)
+    many = lambda x: tensor(np.broadcast_to(x, (B, *x.shape)).copy())
+    told, empty = Told(tensor(batch["context"])), Told(many(uncond["context"]))
+    if family == "sdxl":
+        ids = tensor(batch["time_ids"])
+        told.added = {"text_embeds": tensor(batch["pooled"]), "time_ids": ids}
+        empty.added = {"text_embeds": many(uncond["pooled"]), "time_ids": ids}
+    adamw = torch.optim.AdamW(
+        student.parameters(), RATE, (ADAMW["b1"], ADAMW["b2"]), ADAMW["eps"], ADAMW["weight_decay"]
+    )
+    done = []
+    for w in ws:
+        adamw.zero_grad()
+        z0 = nchw(batch["mean"], dtype) * SCALE
+        loss = run.loss(z0, nchw(noise, dtype), torch.tensor(T), torch.tensor(S), torch.tensor(w), told, empty)
+        loss.backward()
+        gradient = arrays({name: p.grad for name, p in student.named_parameters()})
+        torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP)
+        adamw.step()
+        run.average(MU)
+        kept = {"student": arrays(student.state_dict()), "target": arrays(target.state_dict())}
+        done.append({"loss": float(loss), "gradient": gradient, **kept})
+    return done
+
+
+CASES = [
+    # kind, solver, distance, family, whether all start as the teacher, precision
+    ("eps", "ddim", "l2", "sd15", False, "float64"),
+    ("eps", "ddim", "huber", "sd21", False, "float64"),
+    ("v", "ddim", "l2", "sd21", False, "float64"),
+    ("v", "ddim", "huber", "sd21", True, "float64"),
+    ("eps", "dpm_solver_pp", "huber", "sd21", False, "float64"),
+    ("eps", "ddim", "huber", "sdxl", True, "float64"),
+    ("eps", "ddim", "huber", "sd21", True, "float32"),
+    ("v", "ddim", "l2", "sd21", False, "float32"),
+]
+
+
+@pytest.mark.parametrize("kind, solver, distance, family, start, dtype", CASES)
+def test_steps_are_those_of_algorithm_1(kind, solver, distance, family, start, dtype):
+    modules = networks(family, dtype, start)
+    before = arrays(modules[1].state_dict())
+    case = kind, solver, distance, dtype, family
+    with jax.enable_x64(dtype == "float64"):
+        mine = ours_steps(modules, *case, steps=3)
+    paper = their_steps(modules, *case, [step["w"] for step in mine])
+
+    a, b = mine[0], paper[0]
+    print(kind, solver, distance, family, start, dtype, "loss", b["loss"], abs(a["loss"] / b["loss"] - 1))
+    worst = max((relative(a["gradient"][n], g), n) for n, g in b["gradient"].items())
+    print("worst gradient", worst, "all", relative_over(a["gradient"], b["gradient"]))
+    upd = lambda x, i: {n: v - before[n] for n, v in x[i]["student"].items()}
+    print("update", [relative_over(upd(mine, i), upd(paper, i)) for i in range(3)])
+    print("target", [relative_over(mine[i]["target"], paper[i]["target"]) for i in range(3)])
+    print("losses", [abs(mine[i]["loss"] / paper[i]["loss"] - 1) for i in range(3)])
+    small = min((float(np.linalg.norm(g)), n) for n, g in b["gradient"].items())
+    print("smallest gradient", small)
