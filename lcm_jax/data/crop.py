@@ -35,9 +35,9 @@ class Crop:
             raise ValueError(f"image size {self.height}x{self.width} must be at least 1x1")
 
     @property
-    def plan(self) -> dict:
-        """What of it a data set must remember for resuming: the settings that are not the default."""
-        chosen = {"crop": self.place} if self.place != "center" else {}
+    def settings(self) -> dict:
+        """`place`, `flip` and `seed` where they are not the default, as a data set remembers them."""
+        chosen = {"place": self.place} if self.place != "center" else {}
         if self.flip:
             chosen["flip"] = self.flip
         return {**chosen, "seed": self.seed} if chosen else {}

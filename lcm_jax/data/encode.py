@@ -111,7 +111,8 @@ def encode(
         "stores": [name for name, f in (("context", encode_text), ("tokens", tokenize)) if f is not None],
         "rows_sha256": hashlib.sha256(_text(map(_row, ordered)).encode()).hexdigest(),
         "shards": _layout(ordered, shard_size),
-        **cropped.plan,  # settings that are not the default: folders made before there were any stay theirs
+        # Settings that are not the default: folders made before there were any can be taken up.
+        **{"crop" if name == "place" else name: value for name, value in cropped.settings.items()},
         **({"size_ids": True} if size_ids else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -194,6 +195,7 @@ def encode(
         pooled_width=empty["pooled"].shape[-1] if "pooled" in empty else None,
         tokens_towers=tokens_shape[0] if len(tokens_shape) == 2 else None,
         size_ids=size_ids,
+        crop=cropped.settings,
         skipped=len(skipped),
     )
     manifest.write(out, result)

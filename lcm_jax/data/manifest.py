@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class Manifest:
     pooled_width: int | None = None  # of a second state that sums the caption up (SDXL)
     tokens_towers: int | None = None  # ids are [towers, l] for a model with several text encoders, else [l]
     size_ids: bool = False  # whether "time_ids" are stored
+    crop: dict = field(default_factory=dict)  # settings of data.crop.Crop that are not the default
     skipped: int = 0  # images that were left out, listed in skipped.jsonl
 
     @property
@@ -88,7 +89,8 @@ def read(folder: str | Path) -> Manifest:
             f"{path} has version {content.get('version')}, this code reads {VERSION}; encode again"
         )
     names = {f.name for f in fields(Manifest)}
-    missing = {f.name for f in fields(Manifest) if f.default is MISSING} - content.keys()
+    needed = {f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING}
+    missing = needed - content.keys()
     if missing or content.keys() - names:
         odd = ", ".join(sorted(missing | (content.keys() - names)))
         raise ValueError(f"{path} has missing or unknown entries ({odd}); encode the data set again")

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,9 +97,9 @@ def _members(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 def _parted(member: str) -> tuple[str, str]:
     """ "a/b.seg.PNG" -> ("a/b", "seg.png"); hidden files have no stem."""
-    path = PurePosixPath(member)
-    first, _, ending = path.name.partition(".")
-    return (path.with_name(first).as_posix() if first else ""), ending.lower()
+    folder, _, name = member.removeprefix("./").rpartition("/")
+    first, _, ending = name.partition(".")
+    return (f"{folder}/{first}" if folder and first else first), ending.lower()
 
 
 def _stopped(path: Path, offset: int) -> str:

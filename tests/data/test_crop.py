@@ -95,6 +95,6 @@ def test_settings_that_make_no_sense(settings, message):
 
 
 def test_only_settings_that_differ_from_the_default_are_remembered():
-    assert Crop(16, 16, seed=3).plan == {}
-    assert Crop(16, 16, "random").plan == {"crop": "random", "seed": 0}
-    assert Crop(16, 16, flip=0.5, seed=2).plan == {"flip": 0.5, "seed": 2}
+    assert Crop(16, 16, seed=3).settings == {}
+    assert Crop(16, 16, "random").settings == {"place": "random", "seed": 0}
+    assert Crop(16, 16, flip=0.5, seed=2).settings == {"flip": 0.5, "seed": 2}

@@ -56,7 +56,8 @@ def test_everything_that_sdxl_reads_goes_through(tmp_path, memory_limit):
         "pooled": ("float32", (20, 7)), "time_ids": ("int32", (20, 6)), "tokens": ("int32", (20, 2, 3)),
         "index": ("int32", (20,)),
     }  # fmt: skip
-    crop, lefts = Crop(SIZE, SIZE, "random", 0.5, 3), set()
+    crop, tops = Crop(SIZE, SIZE, **manifest.read(tmp_path).crop), set()
+    assert crop == Crop(SIZE, SIZE, "random", 0.5, 3)
     for i, index in enumerate(batch["index"]):
         row = loader.row(index)
         pixels, ids = crop(picture(int(row.key[1:])), row.key)
@@ -66,8 +67,8 @@ def test_everything_that_sdxl_reads_goes_through(tmp_path, memory_limit):
         assert (batch["pooled"][i] == 1 + len(row.caption)).all()
         assert batch["tokens"][i].tolist() == [[len(row.caption) + j for j in range(3)],
                                                [j - len(row.caption) for j in range(3)]]  # fmt: skip
-        lefts.add(int(ids[2]))
-    assert lefts == {0, 1, 2, 3}  # 24 x 20 pixels become 19.2 x 16
+        tops.add(int(ids[2]))
+    assert tops == {0, 1, 2, 3}  # 24 x 20 pixels become 19.2 x 16
     each = 2 * 4 * 48 + 2 * 30 + 2 * 7 + 4 * 6 + 4 * 6
     held = loader.rows
     held.load()
@@ -135,7 +136,7 @@ def test_a_folder_made_before_there_were_options_is_taken_up(tmp_path, make):
     folder, made = make(40)
     path = folder / manifest.FILE
     content = json.loads(path.read_text())
-    for new in ("pooled_width", "tokens_towers", "size_ids", "skipped"):
+    for new in ("pooled_width", "tokens_towers", "size_ids", "crop", "skipped"):
         del content[new]
     path.write_text(json.dumps(content))
     assert manifest.read(folder) == made

@@ -139,6 +139,15 @@ def test_what_is_no_shard_is_named(tmp_path):
         webdataset.examples(tmp_path / "t")
 
 
+@pytest.mark.parametrize(
+    "member, parts",
+    [("a.png", ("a", "png")), ("./x/a.b.JPG", ("x/a", "b.jpg")), ("x.y/a.txt", ("x.y/a", "txt")),
+     ("x/._a.png", ("", "_a.png")), ("a", ("a", ""))],
+)  # fmt: skip
+def test_a_stem_reaches_to_the_first_dot_of_the_name(member, parts):
+    assert webdataset._parted(member) == parts
+
+
 def test_nothing_is_read_of_an_image_until_it_is_loaded(folder, monkeypatch):
     loaded = []
     monkeypatch.setattr(webdataset.images, "decode_bytes", lambda content, name: loaded.append(name) or np.zeros(3))
