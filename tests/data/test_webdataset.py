@@ -8,11 +8,14 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from small_set import SIZE, Encoders
 
 from lcm_jax import data
-from lcm_jax.data import webdataset
+from lcm_jax.data import manifest, webdataset
 from lcm_jax.data.check import check
+from lcm_jax.data.encode import encode
 from lcm_jax.data.example import split_of
+from lcm_jax.data.loader import make_loader
 
 
 def encoded(colour, kind="png", size=(8, 6)):
@@ -137,6 +140,26 @@ def test_what_is_no_shard_is_named(tmp_path):
     shard(tmp_path / "t" / "0.tar", [("a.txt", b"x")])
     with pytest.raises(ValueError, match=r"hold no images; .*1 samples have no image"):
         webdataset.examples(tmp_path / "t")
+
+
+def test_a_damaged_shard_is_encoded_without_what_is_broken(tmp_path):
+    path = shard(tmp_path / "t" / "0.tar", [m for i in range(9) for m in sample(f"{i}", "red", f"caption {i}")])
+    whole = bytearray(path.read_bytes())
+    whole[2 * 2048 + 512 : 2 * 2048 + 560] = bytes(48)  # data of 2.png
+    path.write_bytes(whole[: 7 * 2048 + 700])  # 7.png is cut off
+    encoders, out = Encoders(), tmp_path / "out"
+    stored = lambda broken: encode(
+        webdataset.examples(path, heldout=0.0), encoders.images, encoders.text, out, SIZE, 4, 4,
+        progress=False, size_ids=True, broken=broken,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="image 2.png in .*0.tar cannot be read .* broken=skip"):
+        stored("stop")
+    made = stored("skip")
+    assert (made.counts, made.skipped) == ({"train": 6}, 1)
+    assert [row.key for row in manifest.rows(out)] == [f"0/{i}" for i in (0, 1, 3, 4, 5, 6)]
+    assert list(manifest.skipped(out)) == ["0/2"]
+    batch = next(make_loader(out, "train", 6))
+    assert batch["time_ids"].tolist() == [[6, 8, 0, 3, SIZE, SIZE]] * 6  # 8 x 6 enlarged to 21.3 x 16
 
 
 @pytest.mark.parametrize(
