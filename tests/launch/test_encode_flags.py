@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from lcm_jax import encoding
 
 ROOT = Path(__file__).parents[2]
 # In a process of its own, since commands define the same flags; what it calls is replaced by a note of the call.
@@ -72,6 +75,20 @@ def test_wrong_values_are_one_line(flag, message):
     done = python("-m", "launch.encode", "--folder=f", "--out=o", flag)
     assert done.returncode == 1 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+def test_the_settings_reach_the_latents(data, tmp_path):
+    options = {"folder": str(data.pictures)}
+    settings = {"crop": "random", "flip": 0.5, "seed": 7, "size_ids": True, "broken": "skip", "threads": 2}
+    encode = partial(
+        encoding.encode, data.autoencoder, "image_folder", options, tmp_path, 8, 10, tokens=True, states=False,
+        progress=False,
+    )  # fmt: skip
+    made = encode(**settings)
+    assert made.crop == {"place": "random", "flip": 0.5, "seed": 7} and made.skipped == 0
+    assert made.shapes.keys() == {"mean", "tokens", "time_ids"}
+    with pytest.raises(ValueError, match="was made with other crop"):
+        encode(**{**settings, "crop": "center"})
 
 
 def encoded(size):
