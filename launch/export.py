@@ -1,6 +1,13 @@
-"""Writes a run's model as a folder of Flax weights that describes itself.
+"""Writes a run's model, or any other, as a folder that describes itself: for lcm_jax, diffusers, ComfyUI.
 
     python -m launch.export --checkpoint runs/lcd --out exported/lcd [--dtype float16]
+    python -m launch.export --checkpoint runs/lcd --out for_diffusers/lcd --format diffusers --verify
+    python -m launch.export --model exported/lcd --out for_comfyui/lcd --format single-file --w 7 --dtype float16
+    python -m launch.export --checkpoint runs/lcm_lora --out loras/lcm --format lora
+
+Formats: flax (safetensors and msgpack), diffusers (a pipeline's folder), single-file (Stable Diffusion's original
+layout), lora and kohya (a run's adapters in the names of diffusers and of kohya). --model takes an exported folder,
+a shipped model's name, a diffusers folder or hub name, or a single file.
 """
 
 from absl import flags
@@ -8,22 +15,43 @@ from absl import flags
 from launch import entry
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of launch.train.")
+MODEL = flags.DEFINE_string("model", None, "Folder, single file, shipped or hub name of a model, in place of a run.")
 OUT = flags.DEFINE_string("out", None, "Folder to make.")
+FORMAT = flags.DEFINE_string("format", "flax", "flax, diffusers, single-file, lora or kohya.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32, float16 or bfloat16.")
 WEIGHTS = flags.DEFINE_string("weights", "ema", "ema (what the run's samples were drawn with), params or target.")
 STEP = flags.DEFINE_integer("step", None, "Training step; the newest by default.")
+VARIANT = flags.DEFINE_string("variant", None, 'Files of a diffusers --model to read, such as "fp16".')
+W = flags.DEFINE_float("w", None, "Fix the guidance w of a student, for programs that cannot give it one.")
 MSGPACK = flags.DEFINE_bool("msgpack", True, "Write Flax msgpack beside safetensors.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.")
-flags.mark_flags_as_required(["checkpoint", "out"])
+VERIFY = flags.DEFINE_bool("verify", False, "Draw with diffusers in PyTorch and here, and compare (extra `torch`).")
+flags.mark_flags_as_required(["out"])
 
 
 def main() -> None:
-    from lcm_jax import run_folder
+    if (CHECKPOINT.value is None) == (MODEL.value is None):
+        entry.stop("give either --checkpoint RUN or --model MODEL")
+    if MODEL.value is not None and (STEP.present or WEIGHTS.present):
+        entry.stop("--step and --weights choose among the weights of --checkpoint; a --model has one set")
+    if CHECKPOINT.value is not None and VARIANT.present:
+        entry.stop("--variant chooses among the files of a diffusers --model; a run has none")
+    if VERIFY.value and FORMAT.value != "diffusers":
+        entry.stop("--verify draws with a diffusers folder: give --format diffusers")
+    from lcm_jax import exporting
 
-    out = run_folder.export(
-        CHECKPOINT.value, OUT.value, DTYPE.value, WEIGHTS.value, STEP.value, OVERWRITE.value, MSGPACK.value
-    )
+    given = CHECKPOINT.value or MODEL.value
+    which = {"weights": WEIGHTS.value, "step": STEP.value, "variant": VARIANT.value, "w": W.value}
+    how = {"overwrite": OVERWRITE.value, "msgpack": MSGPACK.value}
+    out = exporting.export(given, OUT.value, FORMAT.value, DTYPE.value, **which, **how)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    if VERIFY.value:
+        from launch import verify
+
+        most, mean = verify.main(out, exporting.leaving(given, DTYPE.value, **which), DTYPE.value)
+        print(f"against diffusers in PyTorch: pixels differ by {most:.3g} of 255 at most, {mean:.3g} on average")
+        if most > verify.LIMIT:
+            entry.stop(f"{out} draws another picture in PyTorch: {most:.3g} of 255 apart, allowed are {verify.LIMIT:g}")
 
 
 if __name__ == "__main__":

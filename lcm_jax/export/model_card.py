@@ -1,7 +1,7 @@
 """The README.md of an exported model: what it is, how it was made, how to draw with it, whom it owes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +16,78 @@ ROLES = {
 }
 
 
+FLAX = "NAME.safetensors (and the same as Flax NAME.msgpack where that is beside it)"
+
+
 def model_card(out: Path, description: Mapping[str, Any], networks: Mapping[str, Params], dtype: str) -> str:
-    """Markdown from the content of model.json and the weights beside it."""
+    """Markdown from the content of model.json and the weights beside it (or their shapes)."""
+    use = [] if description["role"] == "autoencoder" else [usage(str(out), description)]
+    return card(out.name, description, facts(description, networks, f"{dtype}, {FLAX}"), use)
+
+
+def card(title: str, description: Mapping[str, Any], table: str, sections: Sequence[str]) -> str:
+    """A whole card: title, what it is, a table, sections of its own, training and whom it owes."""
     about = description["about"]
-    parts = [f"# {out.name}", ROLES[description["role"]], facts(description, networks, dtype)]
-    if description["role"] != "autoencoder":
-        parts.append(usage(out, description))
+    parts = [f"# {title}", ROLES[description["role"]], table, *sections]
     if "training" in about:
         parts.append(f"## Training\n\n{training(about['training'])}")
     parts.append(f"## Licence and attribution\n\n{credits(about)}")
     return "\n\n".join(parts) + "\n"
 
 
-def facts(description: Mapping[str, Any], networks: Mapping[str, Params], dtype: str) -> str:
-    """The table of what one must know to use the weights."""
-    rows = {"weights": f"{dtype}, NAME.safetensors (and the same as Flax NAME.msgpack where that is beside it)"}
+def facts(description: Mapping[str, Any], networks: Mapping[str, Params], weights: str) -> str:
+    """The table of what one must know to use the weights; `weights` says what they are stored as."""
+    told = {"weights": weights}
     for name, tree in networks.items():
-        rows[name] = f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M parameters"
-    rows["pictures"] = f"{description['image_size']} x {description['image_size']} pixels"
+        told[name] = f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M parameters"
+    told["pictures"] = f"{description['image_size']} x {description['image_size']} pixels"
     if description["role"] != "autoencoder":
         path = description["path"]
         snr = ", zero terminal SNR" if path["zero_terminal_snr"] else ""
-        rows["prediction"] = description["kind"]
-        rows["noise schedule"] = f"{path['schedule']}, T = {path['T']}{snr}"
-        rows["captions"] = f"{description['text']['encoder']}, {description['text']['length']} tokens"
+        told["prediction"] = description["kind"]
+        told["noise schedule"] = f"{path['schedule']}, T = {path['T']}{snr}"
+        told["captions"] = f"{description['text']['encoder']}, {description['text']['length']} tokens"
     if guidance := description["guidance"]:
-        rows["guidance w"] = (
+        told["guidance w"] = (
             f"trained on [{guidance['w_min']:g}, {guidance['w_max']:g}], as {guidance['convention']}; "
             "the usual guidance scale is w + 1"
         )
-        rows["steps"] = ", ".join(map(str, description["steps"]))
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+        told["steps"] = ", ".join(map(str, description["steps"]))
+    return rows(told)
 
 
-def usage(out: Path, description: Mapping[str, Any]) -> str:
-    """Three lines of Python and one of shell."""
-    steps, g = 50, description["guidance"]
-    w = 2.0 if g is None else (g["w_min"] + g["w_max"]) / 2
+def rows(told: Mapping[str, Any]) -> str:
+    """A table of two columns."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items())])
+
+
+def default_w(description: Mapping[str, Any]) -> float:
+    """The w to begin with: the middle of what was trained, none for a student that takes none, else a teacher's."""
+    if g := description["guidance"]:
+        return (g["w_min"] + g["w_max"]) / 2
     if description["role"] == "consistency":
-        steps = 4
-    return f"""## Use
+        return 0.0
+    return 6.5 if description["text"]["encoder"] == "clip" else 2.0
+
+
+def default_steps(description: Mapping[str, Any]) -> int:
+    """Steps to begin with."""
+    return min(4, description["original_steps"]) if description["role"] == "consistency" else 50
+
+
+def usage(where: str, description: Mapping[str, Any], heading: str = "## Use") -> str:
+    """Three lines of Python and one of shell."""
+    steps, w = default_steps(description), default_w(description)
+    return f"""{heading}
 
 ```python
 from lcm_jax.pipeline import Pipeline
-pipe = Pipeline.load({str(out)!r})
+pipe = Pipeline.load({where!r})
 images = pipe("a red heart", steps={steps}, w={w:g}, seed=0, n=4)  # uint8 [4, H, W, 3]
 ```
 
 ```bash
-python -m launch.sample --model {out} --prompt "a red heart" --steps {steps} --w {w:g}
+python -m launch.sample --model {where} --prompt "a red heart" --steps {steps} --w {w:g}
 ```"""
 
 

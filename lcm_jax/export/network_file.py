@@ -44,35 +44,57 @@ def size(tree: Params, dtype: str) -> int:
     return sum(math.prod(leaf.shape) * _stored(leaf, dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
+class TorchTensors(Mapping):
+    """A network under PyTorch's names, in its layouts and in `dtype`; each tensor is made when asked for.
+
+    `load` gives the tree whose shapes `abstract` has, when the first tensor is asked for.
+    """
+
+    def __init__(self, abstract: Params, load: Callable[[], Params], dtype: str):
+        self._leaves = {bijection.torch_key(path): (path, leaf) for path, leaf in bijection.flatten(abstract).items()}
+        self._load, self._dtype = load, dtype
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        path, _ = self._leaves[key]
+        leaf = self._load()
+        for part in path:
+            leaf = leaf[part]
+        nested = bijection.unflatten({path: folder.cast(leaf, self._dtype, "/".join(path))})
+        return bijection.to_torch(nested)[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._leaves)
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._leaves  # a mapping's own way would make the tensor
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one tensor, without making it."""
+        path, leaf = self._leaves[key]
+        turned = path[-1] == "kernel" and len(leaf.shape) > 1
+        return (leaf.shape[-1], leaf.shape[-2], *leaf.shape[:-2]) if turned else tuple(leaf.shape)
+
+    def dtype(self, key: str) -> np.dtype:
+        """The type of one tensor, without making it."""
+        return _stored(self._leaves[key][1], self._dtype)
+
+
 def write_flax(path: Path, tree: Params, dtype: str, metadata: Mapping[str, str]) -> None:
     """Writes a tree under its dotted paths in `dtype`; ValueError names a leaf that is too large for it."""
     flat = bijection.flatten(tree)
     keys = {".".join(leaf): leaf for leaf in flat}
     layout = {key: jax.ShapeDtypeStruct(flat[p].shape, _stored(flat[p], dtype)) for key, p in keys.items()}
-    write_stream(path, layout, lambda key: _cast(flat, keys[key], dtype), metadata)
+    write_stream(path, layout, lambda key: folder.cast(flat[keys[key]], dtype, "/".join(keys[key])), metadata)
 
 
 def write_torch(path: Path, tree: Params, dtype: str) -> None:
     """Writes a tree under PyTorch's names and in its layouts in `dtype`; ValueError as `write_flax` has it."""
-    flat = bijection.flatten(tree)
-    keys = {bijection.torch_key(leaf): leaf for leaf in flat}
-    layout = {
-        key: jax.ShapeDtypeStruct(_torch_shape(p, flat[p].shape), _stored(flat[p], dtype)) for key, p in keys.items()
-    }
-
-    def read(key: str) -> np.ndarray:
-        (array,) = bijection.to_torch(bijection.unflatten({keys[key]: _cast(flat, keys[key], dtype)})).values()
-        return array
-
-    write_stream(path, layout, read, {"format": "pt"})
-
-
-def _cast(flat: Mapping[tuple[str, ...], Any], path: tuple[str, ...], dtype: str) -> np.ndarray:
-    return folder.cast(flat[path], dtype, "/".join(path))
-
-
-def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[-1], shape[-2], *shape[:-2]) if path[-1] == "kernel" and len(shape) > 1 else tuple(shape)
+    tensors = TorchTensors(tree, lambda: tree, dtype)
+    layout = {key: jax.ShapeDtypeStruct(tensors.shape(key), tensors.dtype(key)) for key in tensors}
+    write_stream(path, layout, tensors.__getitem__, {"format": "pt"})
 
 
 def _stored(leaf: Any, dtype: str) -> np.dtype:

@@ -111,7 +111,7 @@ def lcm_scheduler_config(
         "original_inference_steps": original_steps,
         "timestep_scaling": timestep_scaling,
         "set_alpha_to_one": True,
-        "steps_offset": 0,
+        "steps_offset": 1,  # without effect; pipelines of Stable Diffusion warn of any other
         "timestep_spacing": "leading",  # without effect: the times come from original_inference_steps
     }
 
@@ -128,7 +128,7 @@ def ddim_scheduler_config(path: Mapping[str, Any], kind: str, spacing: str = "tr
         "_class_name": "DDIMScheduler",
         **_trained_with(path, kind),
         "set_alpha_to_one": True,
-        "steps_offset": 1 if spacing == "leading" else 0,
+        "steps_offset": 1,  # of leading times only
         "timestep_spacing": spacing,
     }
 

@@ -46,7 +46,7 @@ class Entry(NamedTuple):
         parts = [np.asarray(ours[name]) for name in self.ours]
         if len({(part.shape, part.dtype) for part in parts}) > 1:
             raise ValueError(f"{', '.join(self.ours)} differ in shape or type: they are one tensor in the file")
-        return np.ascontiguousarray(self.form.join(parts))
+        return np.asarray(self.form.join(parts), order="C")
 
 
 def both(*modules: str) -> list[str]:

@@ -13,15 +13,15 @@ folders: unet, vae, text_encoder and, of SDXL, text_encoder_2. What the layout d
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
 
-from lcm_jax.weights.bijection import some, unflatten
+from lcm_jax.weights.bijection import some
 from lcm_jax.weights.ldm_family import FAMILIES, detect, is_ignored, under
 from lcm_jax.weights.ldm_layout import Entry, must_match
-from lcm_jax.weights.safetensors_file import SafetensorsFile, write_tree
+from lcm_jax.weights.safetensors_file import SafetensorsFile
+from lcm_jax.weights.safetensors_stream import write_stream
 
 
 class Component(Mapping[str, np.ndarray]):
@@ -119,35 +119,59 @@ def write(
     """Writes {"unet": {diffusers' key: array in PyTorch's layout}, ...} as one file; every bit is kept.
 
     `unused` are tensors as `SingleFile.unused` gives them; metadata {"modelspec.prediction_type": "v" or "epsilon"}
-    tells readers what the U-Net predicts. The model is held in memory.
+    tells readers what the U-Net predicts. Tensors are read one at a time, in the order of the file: components with
+    methods shape(key) and dtype(key) need not hold them.
     Raises ValueError for an unknown family or component, and for tensors that are missing, too many or would not
     come back.
     """
     parts = FAMILIES.get(family)
     if parts is None:
         raise ValueError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
-    tensors: dict[str, np.ndarray] = {}
+    places: dict[str, tuple[Entry, Mapping[str, Any]]] = {}
     for name, ours in components.items():
         if name not in parts:
             raise ValueError(f"{family} has no component {name!r}; it has {', '.join(parts)}")
         prefix, sizes, entries = parts[name]
         wanted = entries(sizes({key: _shape(ours, key) for key in ours}), ())
         must_match(ours, [key for entry in wanted for key in entry.ours], name)
-        tensors |= {prefix + entry.original: entry.write(ours) for entry in wanted}
-    if lost := sorted(key for key in tensors if is_ignored(key, family)):
+        places |= {prefix + entry.original: (entry, ours) for entry in wanted}
+    if lost := sorted(key for key in places if is_ignored(key, family)):
         raise ValueError(f"readers of {family} pass over {some(lost)}: leave these out")
     if alien := sorted(key for key in unused or {} if not is_ignored(key, family)):
         raise ValueError(f"unused tensors cannot be named {some(alien)}: give those of SingleFile.unused")
-    tensors |= {key: np.asarray(value) for key, value in (unused or {}).items()}
-    if (found := detect({key: value.shape for key, value in tensors.items()}).family) != family:
+    places |= {key: (Entry(key, (key,)), unused) for key in unused or {}}
+    layout = {key: _described(*place) for key, place in places.items()}
+    if (found := detect({key: leaf.shape for key, leaf in layout.items()}).family) != family:
         raise ValueError(f"this U-Net is one of {found}, not of {family}: give the family it has")
-    try:
-        tree = unflatten({tuple(key.split(".")): value for key, value in tensors.items()})
-        write_tree(path, tree, {"format": "pt", **(metadata or {})})
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written ({error}): make room on the disk, write again") from error
+
+    def read(key: str) -> np.ndarray:
+        entry, ours = places[key]
+        return entry.write(ours)
+
+    write_stream(path, layout, read, {"format": "pt", **(metadata or {})})
+
+
+class _Described(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _described(entry: Entry, ours: Mapping[str, Any]) -> _Described:
+    """What Entry.write will give; ValueError as it raises."""
+    kinds = {(_shape(ours, key), _dtype(ours, key)) for key in entry.ours}
+    if len(kinds) > 1:
+        raise ValueError(f"{', '.join(entry.ours)} differ in shape or type: they are one tensor in the file")
+    ((shape, dtype),) = kinds
+    return _Described(entry.form.join([np.broadcast_to(np.int8(0), shape)] * len(entry.ours)).shape, dtype)
 
 
 def _shape(tensors: Mapping[str, Any], key: str) -> tuple[int, ...]:
     """Without reading the tensor where that can be."""
-    return tensors.shape(key) if isinstance(tensors, Component | SafetensorsFile) else np.shape(tensors[key])
+    shape = getattr(tensors, "shape", None)
+    return tuple(shape(key)) if shape else np.shape(tensors[key])
+
+
+def _dtype(tensors: Mapping[str, Any], key: str) -> np.dtype:
+    """Without reading the tensor where that can be."""
+    dtype = getattr(tensors, "dtype", None)
+    return dtype(key) if dtype else np.asarray(tensors[key]).dtype

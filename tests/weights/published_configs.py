@@ -3,6 +3,7 @@
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _CLIP_L = {
     "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,

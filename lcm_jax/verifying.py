@@ -1,0 +1,104 @@
+"""What a model draws from given noise and a caption, in float32: the side of ours in a comparison with PyTorch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lcm_jax import captions, exporting, source
+from lcm_jax.diffusion.boundary import LCMBoundary, consistency
+from lcm_jax.diffusion.field import guided_field, network_field
+from lcm_jax.diffusion.guidance import guidance_embedding
+from lcm_jax.diffusion.path import vp_path
+from lcm_jax.export import model_card
+from lcm_jax.models.spec import ModelSpec
+from lcm_jax.sampling import few_step, reference
+from lcm_jax.typing import Condition, Guidance, Latent, Params
+from lcm_jax.weights import folder
+
+LCM_STEPS, DDIM_STEPS = 4, 10
+Noise = Float[np.ndarray, "n b h w c"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is drawn on both sides; `draws` of unit noise are needed, each [b, h, w, c] of `latent`."""
+
+    steps: int
+    draws: int
+    w: float
+    latent: tuple[int, int, int]
+    size: int  # pixels a side
+    reads_clip: bool  # false: captions are handed over as states
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures [b, h, w, 3] in [0, 1], and the conditions they were drawn of (uncond: of the empty caption)."""
+
+    images: np.ndarray
+    condition: dict[str, np.ndarray]
+    uncond: dict[str, np.ndarray]
+
+
+def setting(spec: ModelSpec) -> Setting:
+    """4 steps of a consistency model, 10 of DDIM for a teacher, at the w one would begin with."""
+    student = spec.role == "consistency"
+    steps = min(LCM_STEPS, spec.original_steps) if student else DDIM_STEPS
+    w = model_card.default_w(spec.to_json())
+    return Setting(steps, steps if student else 1, w, spec.latent_shape, spec.image_size, bool(spec.text.towers))
+
+
+def draw(leaving: exporting.Leaving, dtype: str, prompts: Sequence[str], noise: Noise) -> Drawn:
+    """The pictures of `setting`, with weights rounded to `dtype` as the export has them; one network at a time."""
+    spec, how = leaving.spec, setting(leaving.spec)
+    weights = lambda name: jax.tree.map(partial(rounded, dtype), leaving.networks[name])
+    told, empty = conditions(leaving, weights, [list(prompts), [""] * len(prompts)])
+    if spec.unet.added_width:
+        ids = np.array([how.size, how.size, 0, 0, how.size, how.size], np.float32)
+        sized = {"time_ids": np.tile(ids, (len(prompts), 1))}
+    else:
+        sized = {}
+    w = jnp.full(len(prompts), how.w, jnp.float32)
+    z = jax.jit(partial(latents, spec))(weights("unet"), {**told, **sized}, {**empty, **sized}, w, jnp.asarray(noise))
+    decode = partial(source.network(spec, "autoencoder").apply, method="decode")
+    images = jax.jit(decode)(weights("autoencoder"), z / spec.autoencoder.scale)
+    return Drawn(np.clip((np.asarray(images) + 1) / 2, 0, 1), told, empty)
+
+
+def latents(
+    spec: ModelSpec, unet: Params, told: Condition, empty: Condition, w: Guidance, noise: Float[Array, "n b h w c"]
+) -> Latent:
+    """Latents in diffusion units from one draw of noise a step (LCM Alg. 3), or one for a teacher."""
+    how, path = setting(spec), vp_path(**vars(spec.path))
+    net = partial(source.network(spec, "unet").apply, unet)
+    if spec.role == "consistency" and spec.unet.w_width:
+        features = guidance_embedding(w, spec.unet.w_width)
+        field = network_field(path, spec.kind, partial(net, **told, w_features=features))
+    else:
+        field = guided_field(path, spec.kind, net, told, empty, w)
+    if spec.role == "consistency":
+        f = consistency(path, LCMBoundary(spec.timestep_scaling), field)
+        return few_step.sample(f, path, noise, few_step.lcm_times(how.steps, path.T, spec.original_steps))
+    return reference.sample("ddim", path, field, noise[0], reference.sampler_times("ddim", how.steps, path.T))
+
+
+def conditions(
+    leaving: exporting.Leaving, weights: Callable[[str], Params], texts: Sequence[Sequence[str]]
+) -> list[dict[str, np.ndarray]]:
+    """What the network is told of each list of captions; the encoders' weights, rounded too, are let go again."""
+    text, names = leaving.spec.text, source.text_networks(leaving.spec)
+    if text.towers:
+        encoder = captions.Clip(text, leaving.tokenizers, lambda i: weights(names[i]), lambda i: {})
+    else:
+        encoder = captions.caption_encoder(text)
+    return [captions.encode(encoder, some) for some in texts]
+
+
+def rounded(dtype: str, leaf: Array) -> np.ndarray:
+    """The leaf as an export in `dtype` keeps it, in float32."""
+    return np.asarray(folder.cast(leaf, dtype), np.float32)
