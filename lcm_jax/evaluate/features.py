@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class FeatureNet:
     name: str  # such as "MobileNetV2": the distance is then FD-MobileNetV2
     hash: str  # of its weights and sizes
     apply: Callable[..., Any]  # compiled: uint8 pixels [b, h, w, 3] -> features [b, d]
+    resize: str = ""  # how pictures come to the network's size, in words: part of what a score is comparable under
 
 
 def extract(net: FeatureNet, images: Images, batch: int = BATCH, progress: bool = False) -> Features:
@@ -33,17 +34,37 @@ def extract(net: FeatureNet, images: Images, batch: int = BATCH, progress: bool 
     """
     if not len(images):
         raise ValueError("no images to take features of")
-    found = []
     with tqdm(total=len(images), unit="image", desc=net.name, disable=not progress, dynamic_ncols=True) as bar:
+        return np.concatenate(list(feature_batches(net, [images], batch, bar.update)))
+
+
+def feature_batches(
+    net: FeatureNet, sets: Iterable[Images], batch: int = BATCH, done: Callable[[int], object] = int
+) -> Iterator[Features]:
+    """Features [b, d] float32 batch by batch; of the images only those under way are held. `done(n)` hears of each n.
+
+    The network works on one batch while the one before is taken from it. The last batch of each set is padded: give
+    sets of a multiple of `batch`. Raises ValueError for features that are not finite.
+    """
+    waiting: tuple[Any, int] | None = None
+
+    def finish(result: Any, used: int) -> Features:
+        features = np.asarray(result, np.float32)[:used]
+        if not np.isfinite(features).all():
+            raise ValueError(f"{net.name} gives nan or inf for some images: look at the images that gave them")
+        done(used)
+        return features
+
+    for images in sets:
         for start in range(0, len(images), batch):
             some = images[start : start + batch]
             padded = np.concatenate([some, np.repeat(some[-1:], batch - len(some), axis=0)])
-            found.append(np.asarray(net.apply(padded), np.float32)[: len(some)])
-            bar.update(len(some))
-    features = np.concatenate(found)
-    if not np.isfinite(features).all():
-        raise ValueError(f"{net.name} gives nan or inf for some images: look at the images that gave them")
-    return features
+            started = net.apply(padded), len(some)
+            if waiting is not None:
+                yield finish(*waiting)
+            waiting = started
+    if waiting is not None:
+        yield finish(*waiting)
 
 
 def cached(net: FeatureNet, images: Images, folder: str | os.PathLike, progress: bool = False) -> Features:

