@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,4 +34,5 @@ def names(paths: Sequence[Path]) -> list[str]:
     shared = os.path.commonpath([p.absolute().parent for p in paths])
     below = [p.absolute().relative_to(shared) for p in paths]
     bare = [p.with_suffix("").as_posix() for p in below]
-    return [name if bare.count(name) == 1 else p.as_posix() for name, p in zip(bare, below, strict=True)]
+    times = Counter(bare)
+    return [name if times[name] == 1 else p.as_posix() for name, p in zip(bare, below, strict=True)]

@@ -38,13 +38,13 @@ def examples(tag: str | None = None, folder: str | Path | None = None, heldout: 
     Raises ModuleNotFoundError when the picture or the name package is missing.
     """
     folder = Path(folder) if folder is not None else _picture_folder()
-    names = _names()
+    names = emoji_names()
     found = {}
     for path in sorted(folder.glob("*.png")):
-        characters = _characters(path.stem)
+        characters = characters_of(path.stem)
         name = names.get(characters.replace(PRESENTATION, ""))
         if name is not None:
-            found[path.stem] = (path, characters, _words(name, characters))
+            found[path.stem] = (path, characters, words_of(name, characters))
     if not found:
         raise ValueError(
             f"no named emoji among the files of {folder}; expected code points such as 1f600.png"
@@ -53,7 +53,7 @@ def examples(tag: str | None = None, folder: str | Path | None = None, heldout: 
     # Tones are alike when their captions without tone are: the short and the long sequence meet here.
     base_of: dict[str, str] = {}
     for _, characters, words in found.values():
-        base, plain = _base(characters), _toneless(words)
+        base, plain = base_emoji(characters), _toneless(words)
         base_of[plain] = min(base_of.get(plain, base), base, key=lambda b: (len(b), b))
 
     rows = []
@@ -66,7 +66,7 @@ def examples(tag: str | None = None, folder: str | Path | None = None, heldout: 
                 load=partial(images.decode, path),
                 group=group,
                 split=split_of(group, heldout),
-                tags=_tags(characters, words),
+                tags=tags_of(characters, words),
             )
         )
     return with_tag(rows, tag)
@@ -88,7 +88,7 @@ def _picture_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "assets" / "72x72"
 
 
-def _names() -> dict[str, str]:
+def emoji_names() -> dict[str, str]:
     try:
         from emoji import EMOJI_DATA
     except ImportError:
@@ -96,14 +96,14 @@ def _names() -> dict[str, str]:
     return {characters.replace(PRESENTATION, ""): entry["en"] for characters, entry in EMOJI_DATA.items()}
 
 
-def _characters(stem: str) -> str:
+def characters_of(stem: str) -> str:
     try:
         return "".join(chr(int(part, 16)) for part in stem.split("-"))
     except (ValueError, OverflowError):
         return ""
 
 
-def _base(characters: str) -> str:
+def base_emoji(characters: str) -> str:
     return "-".join(f"{ord(c):x}" for c in characters if c not in TONES and c != PRESENTATION)
 
 
@@ -113,7 +113,7 @@ def _is_flag(characters: str) -> bool:
     return regional or subdivision
 
 
-def _words(name: str, characters: str) -> str:
+def words_of(name: str, characters: str) -> str:
     """ ":Trinidad_&_Tobago:" -> "flag of trinidad and tobago": lower case, plain quotes, no underscores."""
     words = name.strip(":").replace("_", " ").replace("’", "'").replace("&", "and").lower()
     return f"flag of {words}" if _is_flag(characters) else words
@@ -124,7 +124,7 @@ def _toneless(words: str) -> str:
     return SAME.get(plain, plain)
 
 
-def _tags(characters: str, words: str) -> tuple[str, ...]:
+def tags_of(characters: str, words: str) -> tuple[str, ...]:
     parts = frozenset(words.split())
     is_face = any(low <= ord(characters[0]) <= high for low, high in ROUND_FACES) and len(characters) <= 2
     tests = {

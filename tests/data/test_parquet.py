@@ -44,6 +44,13 @@ def test_rows_are_examples(tmp_path):
     assert check(found, progress=False) == []
 
 
+def test_twins_of_another_ending_keep_it_in_their_keys(tmp_path):
+    write(tmp_path / "a.parquet", columns(1))
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), pa.table(columns(1)).schema) as writer:
+        writer.write_table(pa.table(columns(1)))
+    assert [e.key for e in parquet.examples(tmp_path)] == ["a.arrow/0", "a.parquet/0"]
+
+
 def test_raw_bytes_and_named_columns(tmp_path):
     content = {"picture": [encoded(5)], "words": ["a  five"], "image": ["x"], "text": [3.5]}
     path = write(tmp_path / "a.parquet", content)
@@ -63,6 +70,7 @@ def test_folders_that_datasets_saved(tmp_path, form):
         (path.parent / "state.json").write_text("{}")
         (path.parent / "cache-123.arrow").write_bytes(b"something computed")
     found = parquet.examples(tmp_path)
+    assert found.damage == ()
     assert [e.key for e in found[4:6]] == ["test/data-00000-of-00001/4", "train/data-00000-of-00001/0"]
     assert [e.load()[0, 0, 0] for e in found] == [0, 1, 2, 3, 4] * 2 and found[8].caption == "caption 3"
 
