@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags
 
@@ -14,6 +15,7 @@ WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportErr
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and calls main(); what the user can mend is said in one line, LCM_JAX_TRACE=1 shows all."""
     os.environ.setdefault("JAX_PLATFORMS", "" if accelerated() else "cpu")  # no search for absent accelerators
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))  # what took long is compiled once
     app.run(lambda argv: guarded(main), flags_parser=parse)
 
 
@@ -50,6 +52,19 @@ def said(error: BaseException) -> str:
 def stop(message: str) -> None:
     """Leaves with the message on one line."""
     sys.exit("error: " + " ".join(message.split()))
+
+
+def compiled() -> Path:
+    """Where compiled functions are kept for the next run; JAX_COMPILATION_CACHE_DIR names another place, "" none."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcm_jax" / "compiled"
+
+
+def simulate(devices: int | None) -> None:
+    """As many devices on the host's processor, to plan for; before anything is computed."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices or 1)
 
 
 def accelerated() -> bool:

@@ -2,6 +2,8 @@
 
     python -m launch.sample --checkpoint runs/lcd --prompt "a red heart" --steps 4 --w 2
     python -m launch.sample --model emoji-teacher --prompt "a blue cat" --sampler dpmpp_2m --guidance 3
+    python -m launch.sample --model FOLDER --dtype bfloat16 --prompts prompts.txt --negative_prompt ugly --size 768x512
+    python -m launch.sample --model FOLDER --prompt "in oil" --image photo.png --strength 0.5
 
 --w is LCM's guidance, cond + w (cond - uncond); --guidance is the usual scale, w + 1.
 """
@@ -13,14 +15,24 @@ from absl import flags
 from launch import entry
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of launch.train.")
-MODEL = flags.DEFINE_string("model", None, "Exported folder, or a shipped model's name.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Folder of launch.export or of diffusers, a single file, a name on the hub or of a shipped model."
+)
+VARIANT = flags.DEFINE_string("variant", None, "Which files of a diffusers folder, such as fp16.")
+DTYPE = flags.DEFINE_string("dtype", None, "What --model's U-Net computes in: float32, bfloat16 or float16.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
-PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line.")
+PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line; pictures that are there are kept.")
+NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What not to draw; for teachers guided by w > 0.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps; 4 for a consistency model, 50 for a teacher.")
 W = flags.DEFINE_float("w", None, "Guidance w; the middle of the trained range, 2 for a teacher.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, w + 1; instead of --w.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same pictures, whatever else is drawn.")
 N = flags.DEFINE_integer("n", 16, "Pictures of each prompt.")
+SIZE = flags.DEFINE_string("size", None, "Pixels of a picture, 512 or WIDTHxHEIGHT; the model's own by default.")
+IMAGE = flags.DEFINE_string("image", None, "Picture to change instead of drawing from nothing.")
+STRENGTH = flags.DEFINE_float("strength", 0.6, "How much of --image is drawn anew, in (0, 1].")
+TILE = flags.DEFINE_integer("tile", None, "Decode in tiles of this many pixels a side: large pictures, little memory.")
+BATCH = flags.DEFINE_integer("batch", None, "Pictures a call; by default as their size allows.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
     "sampler", None, "lcm, or for a teacher ddim, ddim_leading, dpm_solver, dpm_solver_pp, dpmpp_2m, heun."
 )
@@ -41,19 +53,36 @@ def main() -> None:
         prompts += [line.strip() for line in Path(PROMPTS.value).read_text().splitlines() if line.strip()]
     if not prompts:
         entry.stop("nothing to draw: give --prompt or a --prompts file")
+    if STRENGTH.present and IMAGE.value is None:
+        entry.stop("--strength is for --image: how much of it is drawn anew")
+    if CHECKPOINT.value is not None and (VARIANT.present or DTYPE.present):
+        entry.stop("--variant and --dtype are for --model")
     w = W.value if GUIDANCE.value is None else GUIDANCE.value - 1
     from lcm_jax import drawing, run_folder
     from lcm_jax.pipeline import Pipeline
 
     if MODEL.value is not None:
-        pipe = Pipeline.load(MODEL.value)
+        pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value)
     else:
         pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, WEIGHTS.value)
-    chosen = {"steps": STEPS.value, "w": w, "seed": SEED.value, "sampler": SAMPLER.value}
+    chosen = {"steps": STEPS.value, "w": w, "seed": SEED.value, "sampler": SAMPLER.value, "tile": TILE.value}
+    chosen |= {"negative_prompt": NEGATIVE.value, "size": size(), "batch": BATCH.value}
+    if IMAGE.value is not None:
+        chosen |= {"image": IMAGE.value, "strength": STRENGTH.value}
     grid, made = drawing.draw(pipe, prompts, OUT.value, n=N.value, **chosen)
     print(f"{made['sampler']}, {made['steps']} steps ({made['evaluations']} network evaluations), seed {made['seed']}")
     print(f"w {made['w']:g}, guidance scale {made['guidance']:g}")
     print(grid)
+
+
+def size() -> tuple[int, int] | None:
+    """(height, width) of --size."""
+    if SIZE.value is None:
+        return None
+    sides = SIZE.value.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        entry.stop(f"--size is 512 or WIDTHxHEIGHT, not {SIZE.value!r}")
+    return int(sides[-1]), int(sides[0])
 
 
 if __name__ == "__main__":

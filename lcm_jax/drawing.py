@@ -10,10 +10,13 @@ import jax
 import numpy as np
 
 from lcm_jax import __version__
+from lcm_jax.data import images as pixels
 from lcm_jax.evaluate import grid
 from lcm_jax.pipeline import Pipeline
 
 TILE = 128  # pixels a picture of the grid should at least have along a side
+SHEET = 64  # prompts a grid holds at most
+AT_ONCE = 256  # pictures drawn between two looks at the disk
 
 
 def draw(
@@ -26,36 +29,83 @@ def draw(
     seed: int = 0,
     n: int = 16,
     sampler: str | None = None,
+    negative_prompt: str | None = None,
+    size: tuple[int, int] | None = None,
+    image: str | Path | None = None,
+    strength: float = 0.6,
+    tile: int | None = None,
+    batch: int | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
-    """Draws n pictures of each prompt into `out`; the path of their grid (a prompt a row), and the settings."""
-    chosen = settings(pipe, steps, w, seed, sampler)
-    keywords = {name: chosen[name] for name in ("steps", "w", "seed", "sampler")}
-    images = pipe(prompts, n=n, progress=progress, **keywords)
+    """Draws n pictures of each prompt into `out`; the path of their grid (a prompt a row), and the settings.
+
+    Pictures that are there already, made with the same settings, are kept: an interrupted list goes on. `image` is
+    the file of a picture to be changed; it is cropped to whole latents.
+    """
+    start = None if image is None else opened(pipe, image, size)
+    size = size if start is None else start.shape[:2]
+    setting = pipe.setting(sampler, steps, size, None if start is None else strength, tile)
+    chosen = settings(pipe, setting.sampler, setting.steps, w, seed)
+    more = {"size": [setting.height, setting.width]} if size is not None else {}
+    more |= {"negative_prompt": negative_prompt} if negative_prompt else {}
+    more |= {"image": str(image), "strength": strength} if image is not None else {}
+    chosen |= more
     stem = f"{chosen['sampler']}{chosen['steps']}-w{chosen['w']:g}-seed{seed}"
-    for i, pixels in enumerate(images):
-        row, number = divmod(i, n)
-        name = f"{row:03d}-{slug(prompts[row])}-{stem}-{number:02d}.png"
-        grid.save(Path(out) / name, pixels, {"prompt": prompts[row], "number": number, **chosen})
-    zoom = max(1, TILE // pipe.spec.image_size)
+    names = [
+        [Path(out) / f"{row:03d}-{slug(prompt)}-{stem}-{number:02d}.png" for number in range(n)]
+        for row, prompt in enumerate(prompts)
+    ]
+    wanted = lambda row, number: {"prompt": prompts[row], "number": number, **chosen}
+    missing = [
+        row for row in range(len(prompts)) if not all(made_with(names[row][i], wanted(row, i)) for i in range(n))
+    ]
+    keywords = {"steps": setting.steps, "w": chosen["w"], "seed": seed, "sampler": setting.sampler, "tile": tile}
+    keywords |= {"negative_prompt": negative_prompt, "size": size, "image": start, "strength": strength, "batch": batch}
+    rows = max(1, AT_ONCE // n)
+    for first in range(0, len(missing), rows):
+        some = missing[first : first + rows]
+        drawn = pipe([prompts[row] for row in some], n=n, progress=progress, **keywords)
+        for i, picture in enumerate(drawn):
+            row, number = some[i // n], i % n
+            grid.save(names[row][number], picture, wanted(row, number))
+    shown = list(range(min(len(prompts), SHEET)))
+    images = np.stack([pixels.decode(path) for row in shown for path in names[row]])
+    zoom = max(1, TILE // min(images.shape[1:3]))
     if len(prompts) == 1:
         sheet = grid.grid(images, math.ceil(math.sqrt(n)), zoom=zoom)
     else:
-        sheet = grid.grid(images, n, rows_labels=list(prompts), zoom=zoom)
+        sheet = grid.grid(images, n, rows_labels=[prompts[row] for row in shown], zoom=zoom)
     about = {"prompts": list(prompts), "n": n, **chosen}
     return grid.save(Path(out) / f"grid-{stem}.png", sheet, about), chosen
 
 
-def settings(
-    pipe: Pipeline, steps: int | None, w: float | None, seed: int, sampler: str | None
-) -> dict[str, Any]:
-    """Everything that decides the pixels besides the prompt, the pipeline's defaults filled in."""
+def opened(pipe: Pipeline, path: str | Path, size: tuple[int, int] | None) -> np.ndarray:
+    """The picture of a file at (height, width), or at its own size less what is over whole latents."""
+    picture, factor = pixels.decode(Path(path)), pipe.spec.autoencoder.factor
+    height, width = size or (side - side % factor for side in picture.shape[:2])
+    if not height or not width:
+        sides = f"{picture.shape[1]} x {picture.shape[0]}"
+        raise ValueError(f"{path} is {sides}: give a picture of {factor} pixels or more")
+    return pixels.fit(picture, (height, width))
+
+
+def made_with(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a file is a picture of these settings, whatever machine made it."""
+    if not path.exists():
+        return False
+    free = ("versions", "device")
+    kept = lambda settings: {k: v for k, v in settings.items() if k not in free}
+    try:
+        return kept(grid.settings(path)) == kept(wanted)
+    except (ValueError, OSError):
+        return False
+
+
+def settings(pipe: Pipeline, sampler: str, steps: int, w: float | None, seed: int) -> dict[str, Any]:
+    """Everything that decides the pixels besides the prompt, the pipeline's default w filled in."""
     w = pipe.default_w if w is None else w
-    name = sampler or pipe.default_sampler
-    steps = pipe.default_steps if steps is None else steps
-    pipe.sampler(name, steps)  # raises now what cannot be sampled
     versions = {"lcm_jax": __version__, "jax": jax.__version__, "numpy": np.__version__}
-    chosen = {"sampler": name, "steps": steps, "evaluations": pipe.nfe(name, steps), "w": w, "guidance": w + 1}
+    chosen = {"sampler": sampler, "steps": steps, "evaluations": pipe.nfe(sampler, steps), "w": w, "guidance": w + 1}
     return {**chosen, "seed": seed, **pipe.origin, "versions": versions, "device": jax.devices()[0].device_kind}
 
 

@@ -30,12 +30,15 @@ def encode(
     overwrite: bool = False,
     progress: bool = True,
     shortened: int = 0,
+    states: bool = True,
+    **settings: Any,
 ) -> Manifest:
-    """Encodes what `reader` finds with the autoencoder and the caption encoder of a model folder into `out`.
+    """Encodes what `reader` finds with the autoencoder and the caption encoder of a model into `out`.
 
-    `tokens` stores token ids beside the caption's states; `shortened` takes that many shorter captions of each
-    training picture in place of its own (data.shorten). Interrupted, it goes on where it stopped.
-    Raises ValueError or FileNotFoundError naming the file or the setting at fault.
+    `tokens` stores token ids beside the caption's `states`, or instead of them, to be encoded while training;
+    `shortened` takes that many shorter captions of each training picture in place of its own (data.shorten). Other
+    settings are those of data.encode: crop, flip, seed, size_ids, broken, threads. Interrupted, it goes on where it
+    stopped. Raises ValueError or FileNotFoundError naming the file or the setting at fault.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
@@ -46,16 +49,13 @@ def encode(
         examples = shorten.shortened(examples, shortened)
     params = found.load("autoencoder")
     text = found.captions
-
-    def told(captions):  # until shards hold more
-        states = encode_captions(text, captions)
-        return states if len(states) > 1 else states["context"]
-
+    if spec.unet is not None and spec.unet.added_width:
+        settings = {"size_ids": True, **settings}
     apply = jax.jit(partial(autoencoder(spec.autoencoder).apply, method="encode"))
     return latents.encode(
         examples,
         partial(apply, params),
-        told,
+        partial(encode_captions, text) if states else None,
         out,
         spec.image_size,
         batch_size,
@@ -70,6 +70,7 @@ def encode(
         tokenize=text.tokens if tokens else None,
         overwrite=overwrite,
         progress=progress,
+        **settings,
     )
 
 

@@ -1,0 +1,18 @@
+"""Latent consistency distillation of Stable Diffusion 2.1 base (512 px, predicts eps).
+
+    python -m launch.encode --reader image_folder --folder PICTURES --model TEACHER --out data/sd21_base
+    python -m launch.train --config configs/lcd_sd21_base.py:paper --run runs/lcd_sd21_base \\
+        --config.model.teacher=TEACHER
+
+TEACHER is a diffusers folder, a name on the hub, a single file, or a folder of launch.export; any fine-tune of the
+model does as well. Presets: paper, diffusers (configs/lcm_presets.py). --dry_run shows what it takes beforehand.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import lcm_presets
+
+
+def get_config(preset: str = "paper") -> ConfigDict:
+    """The preset's run on latents of your own pictures."""
+    return lcm_presets.distillation("stabilityai/stable-diffusion-2-1-base", "sd21_base", "data/sd21_base", preset)

@@ -1,0 +1,79 @@
+"""What the paper did and what diffusers' scripts do, side by side; configs/lcd_sd15.py and its kin take one by name.
+
+    setting        paper (arXiv 2310.04378)     diffusers (its example scripts' README commands)
+    w              [2, 14]                      [5, 15], SDXL [3, 15]
+    mu             0.999943                     0.95
+    rate           8e-6                         1e-6
+    batch          72                           12, SDXL 24
+    updates        100,000 (768 px: 4,000)      1,000, SDXL 3,000
+    distance       l2                           Huber, delta 1e-3
+    times          any t >= 20                  the 50 times 20 i - 1
+    LoRA           w = 7.5, rate 1e-4           w as above and not told to the student, rate 1e-4, target online
+
+w is LCM's, cond + w (cond - uncond): others' guidance scale is w + 1. Updates and the LoRA rate of the paper are from
+memory of its authors' releases, everything else as published.
+"""
+
+from ml_collections import ConfigDict
+
+PAPER = dict(
+    w=(2.0, 14.0), mu=0.999943, rate=8e-6, batch=72, steps=100_000, distance="l2", grid="any", lora_w=(7.5, 7.5)
+)
+DIFFUSERS = dict(
+    w=(5.0, 15.0), mu=0.95, rate=1e-6, batch=12, steps=1_000, distance="huber", grid="fixed", lora_w=(5.0, 15.0)
+)
+PRESETS = {"paper": PAPER, "diffusers": DIFFUSERS}
+XL = {"diffusers": dict(w=(3.0, 15.0), batch=24, steps=3_000, lora_w=(3.0, 15.0))}
+LORA_RATE, RANK = 1e-4, 64
+
+
+def named(preset: str, xl: bool = False) -> dict:
+    """The values of a preset."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; write CONFIG:{' or CONFIG:'.join(PRESETS)}")
+    return PRESETS[preset] | (XL.get(preset, {}) if xl else {})
+
+
+def distillation(teacher: str, family: str, data: str, preset: str) -> ConfigDict:
+    """Every U-Net weight is trained, and the student is told w."""
+    values = named(preset, family == "sdxl")
+    c = _common(values, data)
+    c.model = dict(
+        teacher=teacher, family=family, w_width=256, dtype="bfloat16", teacher_dtype="bfloat16", remat="block"
+    )
+    low, high = values["w"]
+    c.objective = dict(
+        name="lcd", skip=20, grid=values["grid"], solver_name="ddim", distance_name=values["distance"], delta=1e-3,
+        w_min=low, w_max=high, mu=values["mu"],
+    )  # fmt: skip
+    c.optimizer = dict(name="adamw", rate=values["rate"], schedule="constant", warmup=500, clip=1.0)
+    return c
+
+
+def adapters(teacher: str, family: str, data: str, preset: str) -> ConfigDict:
+    """LCM-LoRA: adapters alone are trained; the teacher is the same network without them, held once."""
+    values = named(preset, family == "sdxl")
+    c = _common(values, data)
+    c.model = dict(
+        teacher=teacher, family=family, dtype="bfloat16", teacher_dtype="bfloat16", remat="block",
+        lora=dict(rank=RANK, alpha=RANK),
+    )  # fmt: skip
+    low, high = values["lora_w"]
+    c.objective = dict(
+        name="lcd", skip=20, grid=values["grid"], solver_name="ddim", distance_name=values["distance"], delta=1e-3,
+        w_min=low, w_max=high, w_width=None, mu=None,
+    )  # fmt: skip
+    c.optimizer = dict(name="adamw", rate=LORA_RATE, schedule="constant", warmup=500, clip=1.0)
+    return c
+
+
+def _common(values: dict, data: str) -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0
+    c.steps = values["steps"]
+    c.data = dict(folder=data, split="train", batch_size=values["batch"])
+    c.average = dict(ema_decay=0.9999)
+    c.mesh = dict(fsdp=-1, data=1, rules="fsdp")
+    c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=1000)
+    c.checkpoint = dict(keep=2)
+    return c

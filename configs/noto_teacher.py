@@ -1,0 +1,26 @@
+"""A small teacher in Stable Diffusion's own latent space (TAESD's), on 1,648 Noto emoji of 128 pixels.
+
+    git clone --depth 1 https://github.com/googlefonts/noto-emoji
+    python -m launch.convert --taesd_encoder taesd_encoder.safetensors --taesd_decoder taesd_decoder.safetensors \\
+        --size 128 --out exported/taesd
+    python -m launch.encode --reader noto --folder noto-emoji/png/128 --model exported/taesd --out data/noto
+    python -m launch.train --config configs/noto_teacher.py --run runs/noto_teacher
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """4.3 M parameters, 16 x 16 x 4 latents, v-prediction."""
+    c = ConfigDict()
+    c.seed = 0
+    c.steps = 2000
+    c.data = dict(folder="data/noto", split="train", batch_size=32)
+    c.model = dict(start="exported/taesd", unet="noto", kind="v")
+    c.objective = dict(name="diffusion", drop=0.1, gamma=5.0)
+    c.optimizer = dict(name="muon", rate=3e-3, schedule="cosine", warmup=100, weight_decay=0.01, b2=0.99, clip=1.0)
+    c.average = dict(ema_decay=0.998)
+    c.mesh = dict(rules="replicate")
+    c.loop = dict(log_steps=50, checkpoint_steps=250, sample_steps=500)
+    c.checkpoint = dict(keep=2)
+    return c

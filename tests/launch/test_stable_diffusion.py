@@ -1,0 +1,168 @@
+"""The road of Stable Diffusion in miniature: cached and fresh captions, LCD and LCM-LoRA, text and image to image."""
+
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_sd
+
+from lcm_jax import build, encoding, run_folder
+from lcm_jax.models.spec import ModelSpec
+from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.pipeline import Pipeline
+from lcm_jax.source import open_model
+
+LCD = {"name": "lcd", "w_min": 2.0, "w_max": 4.0, "w_width": 8}
+LORA = {"rank": 2, "alpha": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return tiny.pictures(tmp_path_factory.mktemp("sd") / "pictures")
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def teacher(request, tmp_path_factory):
+    return tiny_sd.model_folder(tmp_path_factory.mktemp(request.param) / "teacher", tiny_sd.spec(request.param))
+
+
+@pytest.fixture(scope="module")
+def data(teacher, pictures):
+    options, out = {"folder": str(pictures)}, teacher.parent / "latents"
+    encoding.encode(teacher, "image_folder", options, out, 8, 10, progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def data_of_tokens(teacher, pictures):
+    options, out = {"folder": str(pictures)}, teacher.parent / "tokens"
+    encoding.encode(teacher, "image_folder", options, out, 8, 10, tokens=True, states=False, progress=False)
+    return out
+
+
+def trained(where, objective, model, data, **changes):
+    """A short run; its folder, run and last state."""
+    config = tiny.config(objective, model, data, steps=2, loop={"log_steps": 1, "checkpoint_steps": 1}, **changes)
+    run = build.run(config)
+    return where, run, run_folder.train(run, where, progress=False)
+
+
+@pytest.fixture(scope="module")
+def student(teacher, data):
+    return trained(teacher.parent / "lcd", LCD, {"teacher": str(teacher), "w_width": 8}, data)
+
+
+def first_loss(where):
+    return json.loads((where / "metrics.jsonl").read_text().splitlines()[0])["loss/mean"]
+
+
+def test_captions_encoded_while_training_teach_the_same(student, teacher, data_of_tokens):
+    where, _, state = trained(teacher.parent / "fresh", LCD, {"teacher": str(teacher), "w_width": 8}, data_of_tokens)
+    np.testing.assert_allclose(first_loss(where), first_loss(student[0]), rtol=1e-3)  # cached states are float16
+    assert jax.tree.structure(state.params) == jax.tree.structure(student[2].params)
+
+
+def test_a_run_is_whole_and_exports_whole(student, teacher):
+    out = run_folder.export(student[0], teacher.parent / "exported")
+    model, was = open_model(out), open_model(teacher)
+    assert model.spec.role == "consistency" and model.spec.text == was.spec.text
+    assert model.captions.identity == was.captions.identity
+    pipe = Pipeline.load(out)
+    images = pipe(["a red disc", "a blue bar"], steps=2, w=3.0, n=2)
+    assert images.shape == (4, 16, 16, 3)
+    again = run_folder.pipeline(student[0])(["a red disc", "a blue bar"], steps=2, w=3.0, n=2)
+    np.testing.assert_array_equal(images, again)
+
+
+def test_adapters_alone_are_trained_and_make_a_model(teacher, data):
+    model = {"teacher": str(teacher), "lora": LORA}
+    where, run, state = trained(teacher.parent / "lora", {**LCD, "w_width": None, "mu": None}, model, data)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert 0 < size(state.params) < size(run.frozen["base"]) / 2
+    assert run.frozen["base"] is run.frozen["teacher"]
+    spec, adapters, step = run_folder.adapters(where)
+    assert step == 2 and spec.about["lora"]["base"] == str(teacher)
+    assert jax.tree.structure(adapters) == jax.tree.structure(state.params)
+    exported = Pipeline.load(run_folder.export(where, teacher.parent / "lora_exported"))
+    base = Pipeline.load(teacher)
+    assert exported.spec.role == "consistency" and exported.spec.unet.w_width is None and exported.default_w == 0
+    moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), exported.params, base.params)
+    assert max(jax.tree.leaves(moved["unet"])) > 0 and max(jax.tree.leaves(moved["autoencoder"])) == 0
+    assert exported("a red disc", steps=2).shape == (1, 16, 16, 3)
+
+
+def test_a_student_begins_as_its_teacher(teacher, data):
+    run = build.run(tiny.config(LCD, {"teacher": str(teacher), "w_width": 8}, data))
+    first, theirs = run.init().params, run.frozen["teacher"]
+    projection = first["time_embedding"].pop("cond_proj")
+    assert not np.asarray(projection["kernel"]).any()
+    jax.tree.map(np.testing.assert_array_equal, first, theirs)
+
+
+def test_sizes_negative_prompts_images_and_tiles(teacher):
+    pipe = Pipeline.load(teacher)
+    wide = pipe("a red disc", steps=2, size=(16, 32))
+    assert wide.shape == (1, 16, 32, 3)
+    plain, other = (pipe("a red disc", steps=2, negative_prompt=text)[0].astype(int) for text in (None, "a blue bar"))
+    assert np.abs(plain - other).max() > 1
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    little, much = (pipe("a red disc", steps=10, image=image, strength=s)[0].astype(float) for s in (0.1, 1.0))
+    through = pipe("a red disc", steps=10, image=image, strength=0.1, w=0.0)[0].astype(float)
+    assert np.abs(little - through).mean() < np.abs(much - through).mean()
+    with pytest.raises(ValueError, match="pictures of 12 x 16 are no multiple of 8"):
+        pipe("a", size=(12, 16))
+    with pytest.raises(ValueError, match=r"the image is \(16, 16\), size \(16, 32\)"):
+        pipe("a", image=image, size=(16, 32))
+    with pytest.raises(ValueError, match="2 steps at strength 0.1 are none"):
+        pipe("a", steps=2, image=image, strength=0.1)
+    with pytest.raises(ValueError, match="tiles of 16 pixels are too small: give 136 or more"):
+        pipe("a", tile=16)
+    big, tiles = (pipe("a red disc", steps=1, size=(16, 160), tile=t)[0].astype(float) for t in (None, 136))
+    assert 0 < np.abs(big - tiles).mean() < 30
+
+
+def test_what_has_no_effect_is_said(student, teacher):
+    pipe = run_folder.pipeline(student[0])
+    with pytest.warns(UserWarning, match="negative prompt has no effect: guidance was distilled"):
+        pipe.check_guidance(3.0, "ugly")
+    with pytest.warns(UserWarning, match="negative prompt has no effect: w is 0"):
+        Pipeline.load(teacher).check_guidance(0.0, "ugly")
+
+
+def test_the_empty_caption_of_sdxl_is_zeros(teacher):
+    pipe = Pipeline.load(teacher)
+    sdxl = pipe.spec.unet.added_width is not None
+    assert pipe.spec.text.zero_empty == sdxl
+    for name, value in pipe.uncond.items():
+        assert bool(np.asarray(value).any()) != sdxl, name
+    assert set(pipe.uncond) == ({"context", "pooled"} if sdxl else {"context"})
+
+
+def test_latents_of_another_text_encoder_are_refused(teacher, data, tmp_path):
+    spec = open_model(teacher).spec
+    other = tiny_sd.model_folder(tmp_path / "other", ModelSpec.from_json(spec.to_json()), seed=9)
+    with pytest.raises(ValueError, match="captions were encoded with .*: encode the data set again"):
+        build.run(tiny.config(LCD, {"teacher": str(other), "w_width": 8}, data))
+
+
+def test_impossible_adapters_are_refused(teacher, data):
+    bare = {**LCD, "w_width": None}
+    for model, objective, message in (
+        ({"teacher": str(teacher), "lora": {**LORA, "rnak": 3}}, bare, "lora has no key 'rnak'; did you mean 'rank'"),
+        ({"teacher": str(teacher), "lora": LORA, "w_width": 8}, LCD, "w_width cannot be set beside config.model.lora"),
+        ({"teacher": str(teacher), "lora": {**LORA, "targets": ["nothing"]}}, bare, "which matches no kernel"),
+        ({"teacher": str(teacher), "family": "sd21"}, LCD, "choose one of sd15, sd21_base, sd21_768, sdxl"),
+        ({"teacher": str(teacher), "family": "sd15"}, LCD, "is not of config.model.family 'sd15': unet is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build.run(tiny.config(objective, model, data))
