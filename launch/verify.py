@@ -7,7 +7,15 @@ LIMIT = 2.0  # of 255: the largest difference of a pixel that float32 arithmetic
 PROMPTS = ("a red heart",)
 
 
-def main(out: Path, leaving: Any, dtype: str, seed: int = 0) -> tuple[float, float]:
+def main(out: Path, leaving: Any, dtype: str) -> None:
+    """Prints how far apart both pictures are; ValueError if that is more than LIMIT."""
+    most, mean = apart(out, leaving, dtype)
+    print(f"against diffusers in PyTorch: pixels differ by {most:.3g} of 255 at most, {mean:.3g} on average")
+    if not most <= LIMIT:
+        raise ValueError(f"{out} draws another picture in PyTorch: {most:.3g} of 255 apart, allowed are {LIMIT:g}")
+
+
+def apart(out: Path, leaving: Any, dtype: str, seed: int = 0) -> tuple[float, float]:
     """The largest and the mean difference of a pixel, in levels of 255, between both pictures.
 
     `leaving` is what was exported to `out` in `dtype` (lcm_jax.exporting). Both sides get one caption and the noise
@@ -53,5 +61,5 @@ def main(out: Path, leaving: Any, dtype: str, seed: int = 0) -> tuple[float, flo
             generator=generator,
             output_type="np",
         ).images
-    apart = 255 * np.abs(ours.images - theirs)
-    return float(apart.max()), float(apart.mean())
+    differences = 255 * np.abs(ours.images - theirs)
+    return float(differences.max()), float(differences.mean())
