@@ -14,11 +14,17 @@ from lcm_jax.typing import Params
 def spread(function: Callable[..., Any], params: Params) -> Callable[[np.ndarray], jax.Array | np.ndarray]:
     """The jitted rows -> function(params, rows) with rows split over the devices; any number of rows is taken.
 
-    Hosts do not wait for each other: each has a mesh of its own devices and as many batches as it likes.
+    Hosts do not wait for each other: each has a mesh of its own devices and as many batches as it likes. Products
+    of float32 are taken as such: accelerators round them to 10 or fewer bits by default, which moves scores.
     """
     mesh = make_mesh(devices=jax.local_devices())
     parts, sharding = mesh.devices.size, batch_sharding(mesh)
-    placed, compiled = replicate(params, mesh), jax.jit(function)
+    placed = replicate(params, mesh)
+
+    @jax.jit
+    def compiled(params: Params, rows: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return function(params, rows)
 
     def apply(rows: np.ndarray) -> jax.Array | np.ndarray:
         n = len(rows)

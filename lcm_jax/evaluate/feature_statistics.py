@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from lcm_jax.evaluate.features import BATCH, FeatureNet, Features, Images, feature_batches
+from lcm_jax.evaluate.features import BATCH, FeatureNet, Features, Set, feature_batches
 from lcm_jax.evaluate.frechet import Moments, moments_of
 
 _ROWS = 64  # of the scatter that all hosts exchange at a time: 64 x 2048 numbers are 1 MB a host
@@ -65,7 +65,7 @@ class FeatureStatistics:
 
 
 def statistics(
-    net: FeatureNet, sets: Iterable[Images], batch: int = BATCH, done: Callable[[int], object] = int
+    net: FeatureNet, sets: Iterable[Set], batch: int = BATCH, done: Callable[[int], object] = int
 ) -> FeatureStatistics:
     """Statistics of all images of this host, each set dropped once it went through the network.
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 BATCH = 60
 
 Images = UInt8[np.ndarray, "n h w 3"]
+Set = UInt8[np.ndarray, "_ _ _ 3"]  # images of one of many sets, whose numbers and sizes may differ
 Features = Float[np.ndarray, "n d"]
 
 
@@ -39,8 +40,8 @@ def extract(net: FeatureNet, images: Images, batch: int = BATCH, progress: bool 
 
 
 def feature_batches(
-    net: FeatureNet, sets: Iterable[Images], batch: int = BATCH, done: Callable[[int], object] = int
-) -> Iterator[Features]:
+    net: FeatureNet, sets: Iterable[Set], batch: int = BATCH, done: Callable[[int], object] = int
+) -> Iterator[Float[np.ndarray, "_ d"]]:
     """Features [b, d] float32 batch by batch; of the images only those under way are held. `done(n)` hears of each n.
 
     The network works on one batch while the one before is taken from it. The last batch of each set is padded: give

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lcm_jax.evaluate.frechet_name import frechet_name, why
+
 NAMES = {
     "fd": "FD",
     "kid": "KID x 1000",
@@ -31,10 +33,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The tables of one evaluation.json, a section for each split."""
     protocol, entries = result["protocol"], result["entries"]
     features = protocol["features"]["name"]
+    n = min((about["n"] for about in result["references"].values()), default=0)
     lines = [
         f"# Scores on {features} features",
         "",
-        f"FD is FD-{features}: no FID, comparable only at equal n and features. In brackets: 95 % intervals over "
+        f"FD is {frechet_name(features, n, n)} ({why(features, n, n)}), comparable only at equal n and features. "
+        "In brackets: 95 % intervals over "
         f"groups of near-copies, {protocol['resamples']} resamples; +- is the spread over seeds. "
         "KID has mean 0 for equal laws; FD does not, so only its excess over the floor means anything.",
     ]

@@ -71,3 +71,20 @@ def test_what_has_no_distance_is_an_error():
         moments(np.ones((1, 3)))
     with pytest.raises(ValueError, match="nan or inf"):
         moments(np.full((4, 3), np.nan))
+
+
+@pytest.mark.parametrize("n", [30, 200])
+def test_the_matrix_root_of_scipy(n):
+    """Random covariances of 64 dimensions, singular ones too, whose eigenvalues span eight orders."""
+    sqrtm = pytest.importorskip("scipy.linalg").sqrtm
+    scale = np.logspace(0, -4, 64)
+    x, y = (RNG(seed).normal(size=(n, 64)) @ RNG(seed + 9).normal(size=(64, 64)) * scale for seed in (0, 1))
+    a, b = np.cov(x.T), np.cov(y.T)
+    shift = x.mean(0) - y.mean(0)
+    root = sqrtm(a + 1e-14 * np.eye(64)) @ sqrtm(b + 1e-14 * np.eye(64))
+    want = shift @ shift + np.trace(a + b) - 2 * np.linalg.svd(root, compute_uv=False).sum()
+    for got in (frechet_distance(moments(x), moments(y)), frechet_distance(moments_of(x.mean(0), a), moments(y))):
+        assert got == pytest.approx(want, rel=1e-6)
+    if n > 64:  # the root of the product itself, as FID programs take it
+        product = shift @ shift + np.trace(a + b) - 2 * np.trace(sqrtm(a @ b)).real
+        assert frechet_distance(moments(x), moments(y)) == pytest.approx(product, rel=1e-6)

@@ -1,0 +1,123 @@
+"""Statistics of real images are kept, found again, and never taken for those of anything else."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lcm_jax.assess import reference_statistics as subject
+from lcm_jax.assess.picture_scores import score_pictures
+from lcm_jax.evaluate.features import FeatureNet
+from lcm_jax.evaluate.frechet import frechet_distance, moments
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
+
+
+class Counting:
+    """A network of three means that counts how many rows it was given."""
+
+    def __init__(self):
+        self.rows = 0
+
+    def __call__(self, pixels):
+        self.rows += len(pixels)
+        return pixels.mean((1, 2))
+
+
+@pytest.fixture
+def net():
+    return FeatureNet("means", "weights 1", Counting(), "none")
+
+
+def test_they_are_taken_once_and_are_right(net, tmp_path):
+    first = subject.reference(net, subject.of_arrays(IMAGES), tmp_path, 5)
+    again = subject.reference(net, subject.of_arrays(IMAGES.copy()), tmp_path, 5)
+    assert net.apply.rows == 20 and first.count == again.count == 20
+    np.testing.assert_array_equal(first.mean, again.mean)
+    np.testing.assert_array_equal(first.scatter, again.scatter)
+    means = IMAGES.mean((1, 2)).astype(np.float32)
+    np.testing.assert_allclose(first.covariance, np.cov(means.T), rtol=1e-6)
+    (file,) = tmp_path.iterdir()
+    assert frechet_distance(subject.published(file), moments(means)) == pytest.approx(0, abs=1e-8)
+
+
+def test_other_pictures_weights_or_resize_are_others(net, tmp_path):
+    changed = IMAGES.copy()
+    changed[7, 3, 3, 1] ^= 1
+    kinds = [
+        (net, IMAGES),
+        (net, changed),
+        (net, IMAGES[:-1]),
+        (net, IMAGES[::-1]),
+        (replace(net, hash="weights 2"), IMAGES),
+        (replace(net, resize="by half"), IMAGES),
+        (replace(net, name="other"), IMAGES),
+    ]
+    for i, (network, images) in enumerate(kinds):
+        subject.reference(network, subject.of_arrays(images), tmp_path, 5)
+        assert len(list(tmp_path.iterdir())) == i + 1
+    assert net.apply.rows == 6 * 20 + 20  # 19 pictures are padded to 20
+
+
+@pytest.mark.parametrize("harm", ["truncated", "another's", "numbers", "no file of ours"])
+def test_what_is_stale_or_damaged_is_made_anew(net, tmp_path, harm):
+    want = subject.reference(net, subject.of_arrays(IMAGES), tmp_path, 5)
+    (file,) = tmp_path.iterdir()
+    if harm == "truncated":
+        file.write_bytes(file.read_bytes()[:-40])
+    elif harm == "no file of ours":
+        np.savez(file, mu=want.mean, sigma=want.covariance)
+    else:
+        content = dict(np.load(file))
+        if harm == "numbers":
+            content["scatter"] = content["scatter"] * 1.001
+        else:
+            said = json.loads(str(content["about"])) | {"weights": "weights 0"}
+            content["about"] = np.array(json.dumps(said))
+        np.savez(file, **content)
+    got = subject.reference(net, subject.of_arrays(IMAGES), tmp_path, 5)
+    assert net.apply.rows == 40
+    np.testing.assert_array_equal(got.scatter, want.scatter)
+    subject.reference(net, subject.of_arrays(IMAGES), tmp_path, 5)
+    assert net.apply.rows == 40  # and kept again
+
+
+def test_files_are_known_by_their_bytes(net, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(7)]
+    for path, picture in zip(paths, IMAGES, strict=False):
+        Image.fromarray(picture).save(path)
+    real = subject.of_files(paths, 6, batch=3)
+    found = subject.reference(net, real, tmp_path / "kept", 3)
+    np.testing.assert_allclose(found.mean, IMAGES[:7].mean((0, 1, 2)), rtol=1e-6)
+    assert subject.of_files(paths, 6).identity == real.identity
+    assert len({real.identity, subject.of_files(paths, 7).identity, subject.of_files(paths[:-1], 6).identity}) == 3
+    Image.fromarray(IMAGES[9]).save(paths[2])  # changed in place
+    assert subject.of_files(paths, 6).identity != real.identity
+    with pytest.raises(ValueError, match="no files"):
+        subject.of_files([], 6)
+
+
+def test_published_statistics_of_another_kind_are_errors(tmp_path):
+    np.savez(tmp_path / "a.npz", mean=np.zeros(3))
+    with pytest.raises(ValueError, match=r"a\.npz holds no mu and sigma"):
+        subject.published(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(ValueError, match=r"mu \(3,\) and sigma \(4, 4\), which do not fit"):
+        subject.published(tmp_path / "b.npz")
+    with pytest.raises(FileNotFoundError):
+        subject.published(tmp_path / "absent.npz")
+
+
+def test_pictures_that_stream_by_are_scored(net, tmp_path):
+    real = subject.reference(net, subject.of_arrays(IMAGES), tmp_path, 5)
+    other = np.random.default_rng(1).integers(0, 200, (13, 6, 6, 3), dtype=np.uint8)
+    found = score_pictures([other[:8], other[8:]], ["a"] * 13, net, real, batch=4)
+    want = frechet_distance(moments(other.mean((1, 2))), moments(IMAGES.mean((1, 2))))
+    assert found["n"] == 13 and found["frechet"]["name"] == "FD-means" and "clip_score" not in found
+    assert found["frechet"]["value"] == pytest.approx(want, rel=1e-5)
+    assert score_pictures([IMAGES], ["a"] * 20, net, real)["frechet"]["value"] == pytest.approx(0, abs=1e-8)
+    json.dumps(found)
+    with pytest.raises(ValueError, match="13 pictures and 12 captions"):
+        score_pictures([other], ["a"] * 12, net, real)
