@@ -3,6 +3,8 @@
     python -m launch.sample --checkpoint runs/lcd --prompt "a red heart" --steps 4 --w 2
     python -m launch.sample --model emoji-teacher --prompt "a blue cat" --sampler dpmpp_2m --guidance 3
     python -m launch.sample --model FOLDER --dtype bfloat16 --prompts prompts.txt --negative_prompt ugly --size 768x512
+    python -m launch.sample --model FOLDER --prompt "a cat" --lora lcm.safetensors --lora style.safetensors:0.8 \\
+        --sampler lcm --steps 4 --w 0
     python -m launch.sample --model FOLDER --prompt "in oil" --image photo.png --strength 0.5
 
 --w is LCM's guidance, cond + w (cond - uncond); --guidance is the usual scale, w + 1.
@@ -17,6 +19,9 @@ from launch import entry
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of launch.train.")
 MODEL = flags.DEFINE_string(
     "model", None, "Folder of launch.export or of diffusers, a single file, a name on the hub or of a shipped model."
+)
+LORA = flags.DEFINE_multi_string(
+    "lora", [], "LoRA file to merge in, FILE or FILE:STRENGTH; repeatable. With --sampler lcm one is an LCM-LoRA."
 )
 VARIANT = flags.DEFINE_string("variant", None, "Which files of a diffusers folder, such as fp16.")
 DTYPE = flags.DEFINE_string("dtype", None, "What --model's U-Net computes in: float32, bfloat16 or float16.")
@@ -65,6 +70,10 @@ def main() -> None:
         pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value)
     else:
         pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, WEIGHTS.value)
+    if LORA.value:
+        from lcm_jax import adapting
+
+        pipe = adapting.adapted(pipe, [adapting.parse(given) for given in LORA.value], SAMPLER.value == "lcm")
     chosen = {"steps": STEPS.value, "w": w, "seed": SEED.value, "sampler": SAMPLER.value, "tile": TILE.value}
     chosen |= {"negative_prompt": NEGATIVE.value, "size": size(), "batch": BATCH.value}
     if IMAGE.value is not None:

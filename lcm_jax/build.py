@@ -139,9 +139,11 @@ def distilled(spec: ModelSpec, objective: base.Objective, name: str) -> ModelSpe
         raise ValueError(f"config.model.w_width is {spec.unet.w_width}: objective {name!r} has none")
     if w is None:
         return spec
+    if spec.unet.w_width is None and reading.w_width is not None:
+        raise ValueError(f"config.model.w_width is None: objective {name!r} needs a width, such as {reading.w_width}")
     if reading.w_width != spec.unet.w_width:
         widths = f"config.objective.w_width {reading.w_width}, config.model.w_width {spec.unet.w_width}"
-        raise ValueError(f"{widths}: make them equal, such as 256")
+        raise ValueError(f"{widths}: make them equal")
     told = spec.unet.w_width is not None
     spec = dataclasses.replace(
         spec,
@@ -173,18 +175,17 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     parts = latent_parts(cfg)
     spec, start = parts.spec, parts.start
     loader = call(make_loader, "config.data", **cfg["data"], seed=cfg["seed"], **processes())
-    example = loader.rows.batch(np.arange(1))
-    check_data(loader.manifest, spec, start.model.captions, example)
+    captions = start.model.captions
+    check_data(loader.manifest, spec, captions)
     spec = owing(spec, loader.manifest.dataset.get("attribution"))
     mesh, rule_set = mesh_of(cfg)
     place = lambda abstract, dtype: placer(abstract, rule_set, mesh, dtype)
     frozen: dict[str, Any] = {"batch": {"scale": jnp.float32(spec.autoencoder.scale)}}
     prepare = None
-    if "context" in example:
-        names = [k for k in ("context", "pooled") if k in example]
-        frozen["batch"]["uncond"] = {k: manifest.unconditional(loader.rows.folders[0], k) for k in names}
+    if "context" in loader.manifest.shapes:
+        stored = manifest.unconditionals(loader.rows.folders[0])
+        frozen["batch"]["uncond"] = {k: v for k, v in stored.items() if k != "tokens"}
     else:
-        captions = start.model.captions
         frozen["batch"]["uncond"] = {k: v[0] for k, v in encode(captions, [""]).items()}
         frozen["text"] = captions.params
         prepare = lambda frozen, batch: {**batch, **captions.states(frozen["text"], batch["tokens"])}
@@ -326,13 +327,15 @@ def first_state(net: Net, tx: Any, objective: base.Objective) -> Callable[[jax.A
 
 
 def check_data(
-    made: manifest.Manifest, spec: ModelSpec, captions: CaptionEncoder, example: Mapping[str, np.ndarray]
+    made: manifest.Manifest, spec: ModelSpec, captions: CaptionEncoder
 ) -> None:
     """Raises ValueError where latents were not made for a model; warns where their scale is another."""
-    manifest.check_fits(made, spec.latent_shape, spec.unet.context_width if "context" in example else None)
-    needed = ["time_ids", *(["pooled"] if "context" in example else [])] if spec.unet.added_width else []
-    if missing := [name for name in needed if name not in example]:
-        raise ValueError(f"the data set stores no {' and no '.join(missing)}, which the model takes: encode it again")
+    size_ids = spec.unet.added_width is not None
+    if "context" in made.shapes:
+        told = {"context_width": spec.unet.context_width, "pooled_width": spec.pooled_width}
+    else:
+        told = {"tokens_shape": captions.tokens([""]).shape[1:]}
+    manifest.check_fits(made, spec.latent_shape, size_ids=size_ids, **told)
     text, wanted = made.encoders.get("text"), captions.identity
     if text is not None and text != wanted:
         raise ValueError(f"captions were encoded with {text}, the model takes {wanted}: encode the data set again")

@@ -1,6 +1,5 @@
 """What a run takes, before anything is there: parameters, memory a device, floating-point operations."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from lcm_jax import build
 from lcm_jax.models.unet import unet
@@ -46,7 +44,7 @@ class Plan:
         return {name: getattr(self, name) for name in kept}
 
 
-def plan(config: ConfigDict | Mapping[str, Any]) -> Plan:
+def plan(config: Any) -> Plan:
     """Traces and lowers the step of a config that trains a U-Net, or its adapters, from abstract trees.
 
     Neither weights nor latents have to be there if config.model.family says what they would be.
@@ -120,8 +118,8 @@ def _told(parts: build.Parts) -> dict[str, tuple[int, ...]]:
     """Shapes of a caption's entries."""
     spec = parts.spec
     told: dict[str, tuple[int, ...]] = {"context": (spec.text.length, spec.unet.context_width)}
-    if spec.unet.added_width:
-        told["pooled"] = (spec.unet.added_width - 6 * spec.unet.added_time_width,)
+    if spec.pooled_width is not None:
+        told["pooled"] = (spec.pooled_width,)
     return told
 
 

@@ -171,11 +171,10 @@ def open_model(source: str | os.PathLike, variant: str | None = None) -> Model:
             f"{path} holds neither {folder.DESCRIPTION} nor {diffusers_folder.INDEX}: give a folder that "
             "launch.export or diffusers' save_pretrained wrote"
         )
-    names = ", ".join(shipped) or "none"
-    try:
-        return DiffusersFolder(diffusers_hub.resolve(source, variant), variant)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no model {str(source)!r} ({error}); shipped models: {names}") from None
+    if str(source).count("/") != 1 or str(source).startswith((".", "/")):
+        names = ", ".join(shipped) or "none are shipped"
+        raise FileNotFoundError(f"no model folder {str(source)!r}; give a path, a hub name, or one of: {names}")
+    return DiffusersFolder(diffusers_hub.resolve(source, variant), variant)
 
 
 def diffusers_name(name: str) -> str:

@@ -10,7 +10,7 @@ Times = Num[Array, " b"]  # int table index on a VP path, sigma on a VE path
 Guidance = Float[Array, " b"]  # w of LCM: cond + w (cond - uncond)
 PerSample = Float[Array, " b"]
 Context = Float[Array, "b l d"]  # token states of the caption, zero where padded
-Condition = Mapping[str, Array]  # what a captioned network is told, by its keyword: context[, pooled, time_ids]
+Condition = Mapping[str, Any]  # what a captioned network is told, by its keyword: context[, pooled, time_ids]
 
 Params = Mapping[str, Any]  # nested dicts of arrays
 Batch = Mapping[str, Any]

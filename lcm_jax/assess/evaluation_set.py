@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lcm_jax import data
-from lcm_jax.data import images as pixels
 from lcm_jax.data import manifest
+from lcm_jax.data.crop import Crop
 from lcm_jax.data.example import HELDOUT, TRAIN
 from lcm_jax.data.latent_rows import LatentRows
 from lcm_jax.evaluate.features import Images
@@ -71,7 +71,7 @@ def open_folder(
     if not reader:
         raise ValueError(f"{folder} does not say which reader its images came from: give --reader")
     found = read(folder, reader, options, spec.image_size, tag, progress)
-    return found, {name: manifest.unconditional(folder, name) for name in found[TRAIN].condition}
+    return found, {k: v for k, v in manifest.unconditionals(folder).items() if k != "tokens"}
 
 
 def read(
@@ -95,8 +95,10 @@ def read(
             "give the reader and the options that the folder was encoded with"
         )
 
+    crop = Crop(image_size, image_size, **(rows.manifests[0].crop or {}))  # as the latents were
+
     def load(row: manifest.Row) -> np.ndarray:
-        return pixels.fit(examples[row.key].load(), image_size)
+        return crop(examples[row.key].load(), row.key)[0]
 
     with ThreadPoolExecutor(4) as pool:
         loaded = pool.map(load, names)

@@ -90,6 +90,12 @@ class ModelSpec:
         """[h, w, c] of one latent."""
         return self.latents_of(self.image_size, self.image_size)
 
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the pooled text that the U-Net takes beside size ids (SDXL); None for one that takes neither."""
+        net = self.unet
+        return None if net is None or net.added_width is None else net.added_width - 6 * net.added_time_width
+
     def latents_of(self, height: int, width: int) -> tuple[int, int, int]:
         """[h, w, c] of the latent of a picture; ValueError for sides that the autoencoder cannot shrink."""
         factor = self.autoencoder.factor

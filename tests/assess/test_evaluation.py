@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,9 @@ class Planted(Pipeline):
 
         return draw
 
-    def encode(self, prompts):
-        return np.zeros((len(prompts), 2, 3), np.float32)
+    def from_tokens(self, setting):
+        draw = self.sampler(setting.sampler, setting.steps)
+        return lambda params, text, tokens, empty, *rest: draw(params, {"context": tokens}, None, *rest)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LCM_JAX_CACHE", str(tmp_path / "cache"))
 
 
-UNCOND = np.zeros((2, 3), np.float32)
+UNCOND = {"context": np.zeros((2, 3), np.float32)}
 
 
 @pytest.fixture(autouse=True)
@@ -331,7 +333,8 @@ def test_the_comparison_grid_has_a_prompt_a_row_and_seven_columns(found, tmp_pat
     found = {"heldout": Captioned(["k"], ["k"], ["k"], pictures(1, 0), {"context": np.zeros((1, 2, 3), np.float32)})}
     student = Planted("consistency", found, lambda steps, w: 0.0)
     teacher = Planted("diffusion", found, lambda steps, w: 0.9)
-    student.__dict__["uncond"] = teacher.__dict__["uncond"] = UNCOND
+    words = SimpleNamespace(params=None, tokens=lambda some: np.zeros((len(some), 2, 3), np.float32))
+    student.__dict__["captions"] = teacher.__dict__["captions"] = words
     rows = ["a cat", "a dog"]
     path = comparison.compare(student, teacher, rows, tmp_path / "grid.png", teacher_w=3.0, progress=False)
     about = grid.settings(path)
@@ -354,8 +357,8 @@ def test_default_prompts_are_held_out_captions_and_free_text(tmp_path):
 
 
 def test_unknown_feature_networks_are_listed():
-    with pytest.raises(ValueError, match="unknown feature network 'inception'; choose one of mobilenetv2"):
-        feature_network("inception")
+    with pytest.raises(ValueError, match="unknown feature network 'dino'; choose one of mobilenetv2"):
+        feature_network("dino")
 
 
 def test_the_machine_is_described_in_json():

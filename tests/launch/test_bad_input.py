@@ -166,7 +166,7 @@ def test_wrong_encode_settings_are_named(data, tmp_path):
         encoding.encode(data.autoencoder, "twemojis", {}, tmp_path)
     with pytest.raises(ValueError, match="batch_size 0"):
         encoding.encode(data.autoencoder, "image_folder", {"folder": str(data.pictures)}, tmp_path, batch_size=0)
-    with pytest.raises(FileNotFoundError, match="no model folder 'emoji'; give a path, or one of"):
+    with pytest.raises(FileNotFoundError, match="no model folder 'emoji'; give a path, a hub name, or one of"):
         encoding.encode("emoji", "image_folder", {}, tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_weights_of_another_network_are_named(first, tmp_path):
     with pytest.raises(FileNotFoundError, match="lacks unet.safetensors: give a whole folder"):
         Pipeline.load(where)
     (where / "model.json").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no model.json: give a folder that launch.export wrote"):
+    with pytest.raises(FileNotFoundError, match="holds neither model.json nor model_index.json"):
         Pipeline.load(where)
 
 
@@ -232,7 +232,7 @@ def test_shipped_models_are_listed(tmp_path, monkeypatch):
     tiny.model_folder(tmp_path / "emoji-teacher")
     monkeypatch.setattr(source, "ASSETS", tmp_path)
     assert open_model("emoji-teacher").where == tmp_path / "emoji-teacher"
-    with pytest.raises(FileNotFoundError, match="no model '/emoji' .*shipped models: emoji-teacher"):
+    with pytest.raises(FileNotFoundError, match="no model folder '/emoji'; .* one of: emoji-teacher"):
         open_model("/emoji")
     with pytest.raises(FileNotFoundError, match="holds neither model.json nor model_index.json"):
         open_model(tmp_path)

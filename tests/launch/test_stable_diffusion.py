@@ -9,7 +9,8 @@ import pytest
 import tiny
 import tiny_sd
 
-from lcm_jax import build, encoding, run_folder
+from lcm_jax import build, drawing, encoding, run_folder
+from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.pipeline import Pipeline
@@ -166,3 +167,29 @@ def test_impossible_adapters_are_refused(teacher, data):
     ):
         with pytest.raises(ValueError, match=message):
             build.run(tiny.config(objective, model, data))
+
+
+def test_a_list_of_prompts_goes_on_where_it_stopped(teacher, tmp_path, monkeypatch):
+    pipe = Pipeline.load(teacher)
+    prompts, settings = ["a red disc", "a blue bar", "a green dot"], {"steps": 1, "n": 2, "progress": False}
+    sheet, made = drawing.draw(pipe, prompts, tmp_path, **settings)
+    assert made["guidance"] == made["w"] + 1
+    files = sorted(path for path in tmp_path.iterdir() if not path.name.startswith("grid"))
+    assert len(files) == 6
+    was = [path.read_bytes() for path in files]
+    files[2].unlink()  # of the second prompt
+    asked = []
+    call = Pipeline.__call__
+    monkeypatch.setattr(Pipeline, "__call__", lambda self, some, **kw: asked.extend(some) or call(self, some, **kw))
+    drawing.draw(pipe, prompts, tmp_path, **settings)
+    assert asked == ["a blue bar"] and [path.read_bytes() for path in files] == was
+    drawing.draw(pipe, prompts, tmp_path, **settings | {"negative_prompt": "ugly"})  # other settings: drawn anew
+    assert asked[1:] == prompts
+
+
+def test_a_picture_is_changed_at_its_own_size(teacher, pictures, tmp_path):
+    pipe = Pipeline.load(teacher)
+    image = pictures / "00.png"  # 24 x 20 pixels
+    drawing.draw(pipe, ["a red disc"], tmp_path, steps=4, n=1, image=image, strength=0.5, progress=False)
+    (file,) = (path for path in tmp_path.iterdir() if not path.name.startswith("grid"))
+    assert grid.settings(file)["strength"] == 0.5 and grid.settings(file)["size"] == [16, 24]

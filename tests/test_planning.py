@@ -1,0 +1,103 @@
+"""Plans of runs: of models that are there against the run itself, of published ones against what is known of them."""
+
+import importlib
+from functools import partial
+
+import jax
+import pytest
+import tiny
+import tiny_sd
+
+from lcm_jax import build, families, planning
+from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.source import network, text_networks
+
+LCD = {"name": "lcd", "w_min": 2.0, "w_max": 4.0, "w_width": 8}
+CONFIGS = [f"{kind}_{family}" for kind, of in (("lcd", ("sd15", "sd21_base", "sd21_768", "sdxl")), ("lora", ("sd15", "sdxl"))) for family in of]  # noqa: E501
+
+
+def settings(name, preset):
+    return importlib.import_module(f"configs.{name}").get_config(preset)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("rules", ["replicate", "fsdp"])
+def test_a_plan_counts_what_a_run_holds(family, rules, tmp_path):
+    teacher = tiny_sd.model_folder(tmp_path / "teacher", tiny_sd.spec(family))
+    config = tiny.config(LCD, {"teacher": str(teacher), "w_width": 8}, tmp_path, mesh={"fsdp": 4, "rules": rules})
+    plan = planning.plan(config)
+    assert plan.devices == 8 and plan.flops > 0
+    parts = build.latent_parts(config)
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(parts.trained.abstract()))
+    least = whole / 4 if rules == "fsdp" else whole
+    for name in ("params", "target", "ema"):
+        assert least <= plan.bytes[name] <= whole  # what is small stays whole
+    assert plan.bytes["opt_state"] == pytest.approx(2 * plan.bytes["params"], abs=16)
+    assert plan.parameters["U-Net"] * 4 == whole and "text_encoder" in plan.parameters
+    assert f"{plan.parameters['U-Net'] / 1e6:.1f} M" in plan.table()
+    assert plan.record()["flops"] == plan.flops
+
+
+def test_adapters_are_planned_beside_the_one_network_they_share(tmp_path):
+    teacher = tiny_sd.model_folder(tmp_path / "teacher")
+    model = {"teacher": str(teacher), "lora": {"rank": 2, "alpha": 2}, "teacher_dtype": "bfloat16"}
+    plan = planning.plan(tiny.config({**LCD, "w_width": None, "mu": None}, model, tmp_path))
+    assert plan.bytes["teacher"] == 2 * plan.parameters["U-Net"]
+    assert plan.bytes["params"] == 4 * plan.parameters["adapters"] and "target" not in plan.bytes
+
+
+@pytest.mark.parametrize("preset", ["paper", "diffusers"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_of_the_family_describes_a_run(name, preset):
+    cfg = build.plain(settings(name, preset))
+    cfg["mesh"] = {"data": 1, "fsdp": 8, "rules": cfg["mesh"]["rules"]}
+    parts = build.latent_parts(cfg, planning=True)
+    build.optimizer_of(cfg)
+    assert parts.spec.role == "consistency" and parts.objective.needs_teacher
+    told = name.startswith("lcd")
+    assert (parts.spec.unet.w_width, parts.weights is None) == ((256, True) if told else (None, False))
+    if told and preset == "paper":
+        assert (parts.spec.guidance.w_min, parts.spec.guidance.w_max) == (2.0, 14.0)
+
+
+def test_fine_tuning_takes_a_published_lcm_and_no_teacher():
+    cfg = build.plain(settings("lcf_sd", "paper"))
+    cfg["model"]["w_width"] = 256  # a folder says so itself
+    parts = build.latent_parts(cfg, planning=True)
+    assert parts.teacher is None and not parts.objective.needs_teacher
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="unknown preset 'papre'; write CONFIG:paper or CONFIG:diffusers"):
+        settings("lcd_sd15", "papre")
+
+
+@pytest.mark.parametrize(
+    "name,unet,text,latent",
+    [
+        ("sd15", 859_520_964, [123_060_480], (64, 64, 4)),
+        ("sd21_base", 865_910_724, [340_387_840], (64, 64, 4)),
+        ("sd21_768", 865_910_724, [340_387_840], (96, 96, 4)),
+        ("sdxl", 2_567_463_684, [123_060_480, 694_659_840], (128, 128, 4)),
+    ],
+)
+def test_families_are_as_published(name, unet, text, latent):
+    spec = families.FAMILIES[name]
+    count = lambda part: sum(leaf.size for leaf in jax.tree.leaves(network(spec, part).abstract()))  # noqa: E731
+    assert (count("unet"), [count(part) for part in text_networks(spec)]) == (unet, text)
+    assert spec.latent_shape == latent
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
+    teacher = tiny_sd.model_folder(tmp_path / "teacher")
+    config = tiny.config(LCD, {"teacher": str(teacher), "w_width": 8}, tmp_path)
+    config["data"]["batch_size"] = 12
+    with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices"):
+        planning.plan(config)
+
+
+def test_what_is_not_there_can_only_be_planned_as_a_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+    config = tiny.config(LCD, {"teacher": "./nowhere", "w_width": 8}, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no model folder './nowhere'"):
+        planning.plan(config)
