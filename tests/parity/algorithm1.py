@@ -1,10 +1,9 @@
 """Latent consistency distillation in PyTorch, written from the paper (arXiv 2310.04378) with modules of diffusers.
 
-Nothing of lcm_jax is used here. Rates, embedding, solver, boundary, loss and averages follow the paper's formulas in
-their printed form: increments Psi of each caption that are then combined (eqs 13, 18), eps for every network output.
+Nothing of lcm_jax is used here. Rates, solvers, boundary, loss and average follow the paper's formulas as printed:
+increments Psi for each caption which are then combined (eqs 13, 18), and eps for every network output.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,25 +41,16 @@ class Schedule:
         return torch.tensor(middle), torch.tensor(np.interp(wanted, log_alpha[::-1], np.arange(T - 1.0, -1.0, -1.0)))
 
 
-def guidance_features(w: torch.Tensor, width: int) -> torch.Tensor:
-    """[sin, cos] of 1000 w at frequencies 10000^(-j / (half - 1)), in float64."""
-    half = width // 2
-    frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / (half - 1))
-    angle = 1000 * w.double()[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
 class Distillation:
     """Teacher, student and target of one run, and the step that trains the student."""
 
-    def __init__(self, teacher, student, target, kind: str, solver: str, distance: str, delta: float, w_width: int):
+    def __init__(self, teacher, student, target, kind: str, solver: str, distance: str, delta: float):
         self.teacher, self.student, self.target = teacher.requires_grad_(False), student, target.requires_grad_(False)
-        self.kind, self.solver, self.distance, self.delta, self.w_width = kind, solver, distance, delta, w_width
+        self.kind, self.solver, self.distance, self.delta = kind, solver, distance, delta
         self.schedule = Schedule()
 
     def ask(self, net, z, t, told: Told, w_features=None) -> torch.Tensor:
-        out = net(z, t, told.context, timestep_cond=w_features, added_cond_kwargs=told.added)
-        return out.sample
+        return net(z, t, told.context, timestep_cond=w_features, added_cond_kwargs=told.added).sample
 
     def eps(self, output, z, alpha, sigma):
         """The noise that an output means."""
@@ -82,8 +72,7 @@ class Distillation:
 
     def guided_x0(self, z, t, alpha, sigma, told: Told, empty: Told, w):
         """(z - sigma eps~) / alpha with eps~ of eq. 12."""
-        both = (self.eps(self.ask(self.teacher, z, t, of), z, alpha, sigma) for of in (told, empty))
-        with_caption, without = both
+        with_caption, without = (self.eps(self.ask(self.teacher, z, t, of), z, alpha, sigma) for of in (told, empty))
         return (z - sigma * ((1 + w) * with_caption - w * without)) / alpha
 
     def earlier(self, z, t, s, told: Told, empty: Told, w):
@@ -93,23 +82,23 @@ class Distillation:
         # DPM-Solver++(2S), r = 1/2: combining two solves is exact for first order only, so eps~ is solved with.
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule.at(t, z), self.schedule.at(s, z)
         middle, time = self.schedule.halfway(t, s)
-        middle = middle.view(-1, 1, 1, 1)
-        alpha_m, sigma_m = (x.to(z.dtype) for x in (torch.sigmoid(2 * middle).sqrt(), torch.sigmoid(-2 * middle).sqrt()))
-        half, whole = middle.to(z.dtype) - (alpha_t / sigma_t).log(), (alpha_s / sigma_s).log() - (alpha_t / sigma_t).log()
+        middle = middle.to(z.dtype).view(-1, 1, 1, 1)
+        alpha_m, sigma_m = torch.sigmoid(2 * middle).sqrt(), torch.sigmoid(-2 * middle).sqrt()
+        lam_t, lam_s = (alpha_t / sigma_t).log(), (alpha_s / sigma_s).log()
+        half, whole = middle - lam_t, lam_s - lam_t
         x0 = self.guided_x0(z, t, alpha_t, sigma_t, told, empty, w)
         u = sigma_m / sigma_t * z - alpha_m * torch.expm1(-half) * x0
         x0 = self.guided_x0(u, time, alpha_m, sigma_m, told, empty, w)
         return sigma_s / sigma_t * z - alpha_s * torch.expm1(-whole) * x0
 
-    def loss(self, z0, noise, t, s, w, told: Told, empty: Told):
-        """L of Algorithm 1 for drawn noise, times and guidance; its gradient reaches the student alone."""
+    def loss(self, z0, noise, t, s, w, w_features, told: Told, empty: Told):
+        """L of Algorithm 1 for drawn noise, times and guidance (with its embedding); the gradient is the student's."""
         alpha, sigma = self.schedule.at(t, z0)
-        features = guidance_features(w, self.w_width).to(z0.dtype)
         z_t = alpha * z0 + sigma * noise
         with torch.no_grad():
             z_s = self.earlier(z_t, t, s, told, empty, w.to(z0.dtype).view(-1, 1, 1, 1))
-            target = self.f(self.target, z_s, s, told, features)
-        difference = self.f(self.student, z_t, t, told, features) - target
+            target = self.f(self.target, z_s, s, told, w_features)
+        difference = self.f(self.student, z_t, t, told, w_features) - target
         if self.distance == "l2":
             return difference.pow(2).mean()
         return ((difference**2 + self.delta**2).sqrt() - self.delta).mean()

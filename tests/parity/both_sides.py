@@ -1,31 +1,47 @@
 """Small U-Nets of Stable Diffusion's family on both sides: modules of diffusers, and ours with their weights."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from golden import cases
 
 from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.weights.bijection import from_torch, to_torch
 from lcm_jax.weights.diffusers_config import unet_sizes
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-W_WIDTH = 12
-FAMILY = {name: cases.UNETS[name][1] | {"sample_size": 8} for name in ("sd15", "sd21", "sdxl")}
+W_WIDTH, POOLED = 12, 10
+# Two levels with all that lies between them, and attention at the coarsest place: every kind of part, few of each.
+SMALL = dict(
+    sample_size=8,
+    down_block_types=("DownBlock2D",) * 2,
+    up_block_types=("UpBlock2D",) * 2,
+    block_out_channels=(16, 32),
+    layers_per_block=1,
+    attention_head_dim=2,
+    cross_attention_dim=24,
+    norm_num_groups=8,
+)
+SIZES = dict(
+    addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + POOLED
+)
+FAMILY = {"sd": SMALL, "sdxl": SMALL | SIZES | {"use_linear_projection": True, "transformer_layers_per_block": 2}}
 
 
 def theirs(family: str, dtype: str, seed: int, w_width: int | None = None) -> UNet2DConditionModel:
-    """diffusers' module with weights drawn from a seed, none of them zero or one by chance of initialisation."""
+    """diffusers' module with weights drawn from a seed, so that none is left at the zero or one it starts from."""
     net = UNet2DConditionModel(**FAMILY[family], time_cond_proj_dim=w_width).to(DTYPES[dtype])
     rng = np.random.default_rng(seed)
     for name, tensor in net.state_dict().items():
         n = rng.standard_normal(tensor.shape)
-        value = n / np.sqrt(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else 0.1 * n + ("norm" in name) * name.endswith("weight")
-        tensor.copy_(torch.tensor(value))
+        if tensor.ndim > 1:
+            tensor.copy_(torch.tensor(n / np.sqrt(np.prod(tensor.shape[1:]))))
+        else:  # norms scale by about one, biases are small
+            tensor.copy_(torch.tensor(0.1 * n + name.endswith("weight")))
     return net
 
 
@@ -39,10 +55,18 @@ def as_student(teacher: UNet2DConditionModel, w_width: int = W_WIDTH) -> UNet2DC
 
 
 def ours(module: UNet2DConditionModel):
-    """(net, params) of lcm_jax: sizes from the module's config, weights through the bijection."""
-    net = unet(UNetConfig(**unet_sizes(dict(module.config)), dtype=str(module.dtype).removeprefix("torch.")))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(net.config.dtype)), net.abstract())
-    return net, jax.tree.map(jnp.asarray, from_torch(arrays(module.state_dict()), abstract))
+    """(apply, params) of lcm_jax: sizes from the module's config, weights through the bijection."""
+    cfg = UNetConfig(**unet_sizes(dict(module.config)), dtype=str(module.dtype).removeprefix("torch."))
+    apply, abstract = network(cfg)
+    return apply, jax.tree.map(jnp.asarray, from_torch(arrays(module.state_dict()), abstract))
+
+
+@functools.cache
+def network(cfg: UNetConfig):
+    """(apply, abstract parameters) in the config's own precision; compiled once for all tests, and quickly."""
+    net = unet(cfg)
+    typed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(cfg.dtype)), net.abstract())
+    return jax.jit(net.apply, compiler_options={"xla_backend_optimization_level": 0}), typed
 
 
 def arrays(tensors) -> dict[str, np.ndarray]:
