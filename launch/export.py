@@ -38,8 +38,10 @@ def main() -> None:
         entry.stop("--variant chooses among the files of a diffusers --model; a run has none")
     if VERIFY.value and FORMAT.value != "diffusers":
         entry.stop("--verify draws with a diffusers folder: give --format diffusers")
-    from lcm_jax import exporting
+    from lcm_jax import exporting, run_folder
 
+    if CHECKPOINT.value is not None and not run_folder.is_run(CHECKPOINT.value):
+        entry.stop(f"{CHECKPOINT.value} holds no run: give a --run folder of launch.train, or a model as --model")
     given = CHECKPOINT.value or MODEL.value
     which = {"weights": WEIGHTS.value, "step": STEP.value, "variant": VARIANT.value, "w": W.value}
     how = {"overwrite": OVERWRITE.value, "msgpack": MSGPACK.value}

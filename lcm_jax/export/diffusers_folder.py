@@ -47,8 +47,11 @@ def write(
     parts, towers = _parts(description, dtype), len(description["text"]["towers"])
     if len(tokenizers) != towers:
         raise FileNotFoundError(f"{towers} text encoders need as many tokenizers, found {len(tokenizers)}")
+    wanted = [part.network for part in parts.values() if part.network]
+    if missing := [name for name in wanted if name not in shapes_of(networks)]:
+        raise ValueError(f"this model's pipeline needs the weights of {', '.join(wanted)}, but has no {missing[0]}")
     check_free(out, overwrite)
-    shapes = {part.network: shapes_of(networks)[part.network] for part in parts.values() if part.network}
+    shapes = {name: shapes_of(networks)[name] for name in wanted}
     check_space(out.parent, sum(size(tree, dtype) for tree in shapes.values()) + SLACK)
     with new_folder(out, overwrite) as scratch:
         for name, part in parts.items():

@@ -100,5 +100,6 @@ def training(record: Mapping[str, Any]) -> str:
 def credits(about: Mapping[str, Any]) -> str:
     """The pictures' owners and what else `about` says."""
     lines = [f"- Trained on {text}" for text in about.get("attribution", ())]
-    lines += [f"- {k}: {v}" for k, v in about.items() if k not in ("attribution", "training")]
+    lines += [f"- Adapters of {about['lora']['base']}, whose licence holds, too"] if "lora" in about else []
+    lines += [f"- {k}: {v}" for k, v in about.items() if k not in ("attribution", "training", "lora")]
     return "\n".join(["The software is under the Apache License 2.0.", *([""] if lines else []), *lines])

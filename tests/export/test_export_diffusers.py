@@ -37,7 +37,7 @@ def model(family):
         more = {"autoencoder": TAESD, "path": PathSpec(zero_terminal_snr=True)}
         return dataclasses.replace(made, unet=unet, kind="v", **more)
     if family == "lcm-without-w":
-        return dataclasses.replace(made, role="consistency", about={"lora": "merged"})
+        return dataclasses.replace(made, role="consistency", about={"lora": {"base": "owner/model"}})
     if "lcm" in family:
         unet = dataclasses.replace(unet, w_width=8)
         more = {"guidance": GuidanceSpec(1.0, 5.0), "original_steps": 25, "timestep_scaling": 8.0, "steps": (1, 4)}
@@ -131,6 +131,7 @@ def test_the_card_says_how_to_draw(exported):
     scale = {"lcm": "guidance_scale=4)", "sdxl-lcm": "guidance_scale=4)", "lcm-without-w": "guidance_scale=1)"}
     assert scale.get(name, "guidance_scale=7.5)") in card and "cond + w (cond - uncond)" in card
     assert f"Pipeline.load('{folder}')" in card
+    assert ("Adapters of owner/model, whose licence holds, too" in card) is (name == "lcm-without-w")
     if name == "lcm":
         assert "Trained on Me" in card and "trained on [1, 5]" in card
 

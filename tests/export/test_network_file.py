@@ -18,8 +18,8 @@ from lcm_jax.weights.safetensors_stream import write_stream
 def tree():
     rng = np.random.default_rng(0)
     layer = {"kernel": rng.normal(size=(3, 3, 2, 5)), "bias": rng.normal(size=5)}
-    embed = {"embedding": rng.normal(size=(7, 4)), "scale": rng.normal(size=4)}
-    small = jax.tree.map(np.float32, {"conv": layer, "embed": embed, "dense": {"kernel": rng.normal(size=(2, 6))}})
+    parts = {"conv": layer, "embed": {"embedding": rng.normal(size=(7, 4))}, "norm": {"scale": rng.normal(size=4)}}
+    small = jax.tree.map(np.float32, {**parts, "dense": {"kernel": rng.normal(size=(2, 6))}})
     return {**small, "count": {"number": np.array(3, np.int32)}}
 
 
