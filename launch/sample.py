@@ -24,6 +24,7 @@ LORA = flags.DEFINE_multi_string(
     "lora", [], "LoRA file to merge in, FILE or FILE:STRENGTH; repeatable. With --sampler lcm one is an LCM-LoRA."
 )
 VARIANT = flags.DEFINE_string("variant", None, "Which files of a diffusers folder, such as fp16.")
+KIND = flags.DEFINE_enum("kind", None, ["eps", "v"], "What a single file's U-Net predicts; most do not say.")
 DTYPE = flags.DEFINE_string("dtype", None, "What --model's U-Net computes in: float32, bfloat16 or float16.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line; pictures that are there are kept.")
@@ -60,14 +61,14 @@ def main() -> None:
         entry.stop("nothing to draw: give --prompt or a --prompts file")
     if STRENGTH.present and IMAGE.value is None:
         entry.stop("--strength is for --image: how much of it is drawn anew")
-    if CHECKPOINT.value is not None and (VARIANT.present or DTYPE.present):
-        entry.stop("--variant and --dtype are for --model")
+    if CHECKPOINT.value is not None and (VARIANT.present or DTYPE.present or KIND.present):
+        entry.stop("--variant, --dtype and --kind are for --model")
     w = W.value if GUIDANCE.value is None else GUIDANCE.value - 1
     from lcm_jax import drawing, run_folder
     from lcm_jax.pipeline import Pipeline
 
     if MODEL.value is not None:
-        pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value)
+        pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value, KIND.value)
     else:
         pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, WEIGHTS.value)
     if LORA.value:

@@ -75,14 +75,20 @@ class Pipeline:
         self._compiled: dict[Any, Draw] = {}
 
     @classmethod
-    def load(cls, source: str | os.PathLike, dtype: str | None = None, variant: str | None = None) -> "Pipeline":
+    def load(
+        cls,
+        source: str | os.PathLike,
+        dtype: str | None = None,
+        variant: str | None = None,
+        kind: str | None = None,
+    ) -> "Pipeline":
         """The model of a folder (launch.export's or diffusers'), a file, a hub name or a shipped one ("emoji-teacher").
 
         `dtype` is what the U-Net is kept and computed in ("bfloat16" on accelerators; by default kept in float32 and
-        computed as it was trained); `variant` ("fp16") chooses among a diffusers folder's files.
-        Raises FileNotFoundError or ValueError saying what is wrong.
+        computed as it was trained); `variant` ("fp16") chooses among a diffusers folder's files, `kind` ("v") is
+        what a single file predicts. Raises FileNotFoundError or ValueError saying what is wrong.
         """
-        model = open_model(source, variant)
+        model = open_model(source, variant, kind)
         spec = model.spec if dtype is None else model.spec.computing_in(dtype)
         kept = {"unet": dtype or "float32", "autoencoder": "float32"}
         params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}

@@ -134,10 +134,10 @@ class DiffusersFolder(Model):
 class SingleFileModel(Model):
     """One file in Stable Diffusion's original layout; tokenizers are looked for beside it."""
 
-    def __init__(self, where: Path):
+    def __init__(self, where: Path, kind: str | None = None):
         self._file = SingleFile(where)
         self.where = where.parent
-        self.spec = spec_of_file(self._file)
+        self.spec = spec_of_file(self._file, kind)
         self._path = where
 
     def files(self, name: str) -> list[Path]:
@@ -150,16 +150,24 @@ class SingleFileModel(Model):
         return fill(self.spec, name, self.tensors(name), place or on_device)
 
 
-def open_model(source: str | os.PathLike, variant: str | None = None) -> Model:
+def open_model(source: str | os.PathLike, variant: str | None = None, kind: str | None = None) -> Model:
     """The model of a path, the name of a shipped one ("emoji-teacher"), or a name on the Hugging Face hub.
 
-    `variant` ("fp16") chooses among the files of a diffusers folder. Raises FileNotFoundError or ValueError saying
-    what is wrong with it and what can be given.
+    `variant` ("fp16") chooses among the files of a diffusers folder; `kind` ("eps" or "v") is what a single file's
+    U-Net predicts, which most do not say. Raises FileNotFoundError or ValueError saying what is wrong with it and
+    what can be given.
     """
+    found = _open(source, variant, kind)
+    if kind is not None and found.spec.kind != kind:
+        raise ValueError(f"kind {kind!r} was asked for, but {source} says that it predicts {found.spec.kind!r}")
+    return found
+
+
+def _open(source: str | os.PathLike, variant: str | None, kind: str | None) -> Model:
     path = Path(source)
     shipped = {made.parent.name: made.parent for made in sorted(ASSETS.glob(f"*/{folder.DESCRIPTION}"))}
     if path.is_file():
-        return SingleFileModel(path)
+        return SingleFileModel(path, kind)
     if not path.exists() and str(source) in shipped:
         path = shipped[str(source)]
     if (path / folder.DESCRIPTION).is_file():
@@ -249,12 +257,15 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
 SIZES = {"sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels; the SD 2 models that predict v are of 768
 
 
-def spec_of_file(file: SingleFile) -> ModelSpec:
-    """What a single file's tensors tell, in our words; what they do not is what its family was published with."""
+def spec_of_file(file: SingleFile, kind: str | None = None) -> ModelSpec:
+    """What a single file's tensors tell, in our words; what they do not is what its family was published with.
+
+    `kind` is what the U-Net predicts where the file does not say so, by default eps.
+    """
     told = file.description
     if missing := [part for part in ("unet", "vae") if part not in told.components]:
         raise ValueError(f"{file.path} holds no {' and no '.join(missing)}: give a whole model")
-    kind = told.kind or "eps"
+    kind = told.kind or kind or "eps"
     towers = tuple(clip_text.ClipTextConfig(**file[part].sizes) for part in TEXT if part in file)
     sizes = UNetConfig(**file["unet"].sizes)
     if not towers:

@@ -88,7 +88,8 @@ def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | 
     if family is not None and family not in FAMILIES:
         raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
     try:
-        found = open_model(source, model.get("variant"))
+        fresh = isinstance(model.get("unet"), str)  # a new network may predict what it likes
+        found = open_model(source, model.get("variant"), None if fresh else model.get("kind"))
     except FileNotFoundError:
         if not planning or family is None:
             raise

@@ -46,7 +46,7 @@ def check_falling(sigmas: Sequence[float], sigma_min: float = 0.0) -> None:
 def sample(
     f: Consistency,
     path: Path,
-    noise: Float[Array, "n b *latent"],
+    noise: Float[Array, "draws b *latent"],
     times: Num[Array | np.ndarray, " n"],
     sigma_min: float = 0.0,
     start: Latent | None = None,

@@ -1,0 +1,63 @@
+"""Models from anywhere: what they are asked for, straight onto a mesh, and what is missing."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_sd
+
+from lcm_jax import exporting
+from lcm_jax.build import placer
+from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.source import in_dtype, network, open_model
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def written(request, tmp_path_factory):
+    """The same model as our folder and as diffusers'."""
+    where = tmp_path_factory.mktemp(request.param)
+    ours = tiny_sd.model_folder(where / "ours", tiny_sd.spec(request.param, kind="v"))
+    return ours, exporting.export(ours, where / "diffusers", "diffusers")
+
+
+def test_the_identity_of_captions_outlives_another_precision(written, tmp_path):
+    half = exporting.export(written[0], tmp_path / "half", "diffusers", "float16")
+    assert open_model(half).captions.identity == open_model(written[0]).captions.identity
+
+
+def test_another_kind_than_the_folder_says_is_refused(written):
+    for where in written:
+        assert open_model(where, kind="v").spec.kind == "v"
+        with pytest.raises(ValueError, match="kind 'eps' was asked for, but .* says that it predicts 'v'"):
+            open_model(where, kind="eps")
+
+
+def test_weights_travel_to_a_mesh_in_parts(written):
+    model, mesh = open_model(written[1]), make_mesh(data=1, fsdp=8)
+    abstract = network(model.spec, "autoencoder").abstract()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lcm_jax.parallel.rules.fully_sharded.__defaults__", (1,))  # nothing is too small
+        parts = model.load("autoencoder", placer(abstract, "fsdp", mesh, "bfloat16"))
+    kernel = parts["encoder"]["conv_in"]["kernel"]
+    assert kernel.dtype == "bfloat16" and kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 8
+    whole = model.load("autoencoder", in_dtype("bfloat16"))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(parts), jax.device_get(whole))
+
+
+def test_a_model_without_its_tokenizer_says_so(written, tmp_path):
+    import shutil
+
+    where = shutil.copytree(written[0], tmp_path / "model")
+    shutil.rmtree(where / "tokenizer")
+    with pytest.raises(FileNotFoundError, match="text encoders need as many tokenizers"):
+        open_model(where).captions.tokens(["a"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(written, tmp_path):
+    import json
+    import shutil
+
+    where = shutil.copytree(written[0], tmp_path / "model")
+    words = json.loads((where / "tokenizer" / "vocab.json").read_text())
+    (where / "tokenizer" / "vocab.json").write_text(json.dumps({**words, "zebra</w>": len(words)}))
+    with pytest.raises(ValueError, match="they are of different models"):
+        open_model(where).captions.tokens(["a"])
