@@ -278,7 +278,7 @@ def mesh_of(cfg: Mapping[str, Any]) -> tuple[Mesh, str]:
     return call(make_mesh, "config.mesh", **settings), rule_set
 
 
-def placer(abstract: Params, rule_set: str, mesh: Mesh, dtype: str) -> Place:
+def placer(abstract: Params, rule_set: str | rules.Rules, mesh: Mesh, dtype: str) -> Place:
     """(path, array) -> the array on the mesh in `dtype`, sharded by the rules, one tensor in host memory at a time."""
     shardings = flatten(rules.infer(abstract, rule_set, mesh))
     return lambda path, array: place_array(np.asarray(array).astype(jnp.dtype(dtype)), shardings[path])

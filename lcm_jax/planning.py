@@ -13,7 +13,6 @@ from lcm_jax.models.unet import unet
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.transfer import batch_sharding
 from lcm_jax.source import network, text_networks
-from lcm_jax.typing import Params
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _parameters(parts: build.Parts) -> dict[str, int]:
     return found | {name: count(network(spec, name).abstract()) for name in ("autoencoder", *text_networks(spec))}
 
 
-def _placed(tree: Params, rule_set: str, mesh: Mesh, dtype: str | None) -> Any:
+def _placed(tree: Any, rule_set: str, mesh: Mesh, dtype: str | None) -> Any:
     cast = lambda leaf: leaf if dtype is None else jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
     tree = jax.tree.map(cast, tree)
     return rules.with_shardings(tree, rules.infer(tree, rule_set, mesh))

@@ -13,6 +13,14 @@ from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.source import network, text_networks
 
 LCD = {"name": "lcd", "w_min": 2.0, "w_max": 4.0, "w_width": 8}
+
+
+@pytest.fixture(autouse=True)
+def all_devices(monkeypatch):
+    """Whatever other tests of this session plan with."""
+    monkeypatch.setattr(build, "make_mesh", make_mesh)
+
+
 CONFIGS = [f"{kind}_{family}" for kind, of in (("lcd", ("sd15", "sd21_base", "sd21_768", "sdxl")), ("lora", ("sd15", "sdxl"))) for family in of]  # noqa: E501
 
 

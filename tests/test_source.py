@@ -1,5 +1,7 @@
 """Models from anywhere: what they are asked for, straight onto a mesh, and what is missing."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tiny_sd
 from lcm_jax import exporting
 from lcm_jax.build import placer
 from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.parallel.rules import fully_sharded
 from lcm_jax.source import in_dtype, network, open_model
 
 
@@ -34,9 +37,8 @@ def test_another_kind_than_the_folder_says_is_refused(written):
 def test_weights_travel_to_a_mesh_in_parts(written):
     model, mesh = open_model(written[1]), make_mesh(data=1, fsdp=8)
     abstract = network(model.spec, "autoencoder").abstract()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lcm_jax.parallel.rules.fully_sharded.__defaults__", (1,))  # nothing is too small
-        parts = model.load("autoencoder", placer(abstract, "fsdp", mesh, "bfloat16"))
+    rules = ((".*", partial(fully_sharded, small=1)),)
+    parts = model.load("autoencoder", placer(abstract, rules, mesh, "bfloat16"))
     kernel = parts["encoder"]["conv_in"]["kernel"]
     assert kernel.dtype == "bfloat16" and kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 8
     whole = model.load("autoencoder", in_dtype("bfloat16"))

@@ -357,7 +357,7 @@ def test_default_prompts_are_held_out_captions_and_free_text(tmp_path):
 
 
 def test_unknown_feature_networks_are_listed():
-    with pytest.raises(ValueError, match="unknown feature network 'dino'; choose one of mobilenetv2"):
+    with pytest.raises(ValueError, match="unknown feature network 'dino'; choose one of inception, mobilenetv2"):
         feature_network("dino")
 
 
