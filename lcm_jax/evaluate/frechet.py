@@ -31,15 +31,24 @@ def moments(features: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"]
         raise ValueError(f"a covariance needs at least 2 samples, got {total:g}: generate more")
     mean = count @ x / total
     rows = (x - mean) * np.sqrt(count / (total - 1))[:, None]
+    if len(rows) > 2 * rows.shape[1]:  # so many that their covariance is as good a start, and much cheaper
+        return moments_of(mean, rows.T @ rows)
     if len(rows) > rows.shape[1]:  # R of the QR decomposition has the same R^T R, and is smaller
         rows = np.linalg.qr(rows, mode="r")
     return Moments(mean, rows.T)
 
 
 def moments_of(mean: Float[np.ndarray, " d"], covariance: Float[np.ndarray, "d d"]) -> Moments:
-    """Moments from published statistics; tiny negative eigenvalues (rounding) are taken as 0."""
-    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-    return Moments(np.asarray(mean, np.float64), vectors * np.sqrt(np.maximum(values, 0.0)))
+    """Moments from a mean and a covariance: its Cholesky factor, which is ten times cheaper than eigenvectors.
+
+    A singular covariance has none; there, tiny negative eigenvalues (rounding) are taken as 0.
+    """
+    mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+    try:
+        return Moments(mean, np.linalg.cholesky(covariance))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return Moments(mean, vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

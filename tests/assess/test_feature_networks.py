@@ -100,12 +100,7 @@ def test_names_and_paths(monkeypatch, tiny_network, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 5, 8, 16])
 def test_rows_go_over_all_devices_and_come_back_in_order(n):
-    seen = []
-
-    def function(params, rows):
-        return rows * params
-
-    apply = spread(function, np.float32(3))
+    apply = spread(lambda params, rows: rows * params["gain"], {"gain": np.float32(3)})
     rows = np.random.default_rng(0).standard_normal((n, 2)).astype(np.float32)
     out = apply(rows)
     if n % jax.local_device_count() == 0:
