@@ -27,7 +27,7 @@ from lcm_jax.models.unet import unet
 from lcm_jax.objectives.base import unconditional
 from lcm_jax.sampling import few_step, reference
 from lcm_jax.source import image_networks, in_dtype, open_model
-from lcm_jax.typing import Condition, Field, Guidance, Latent, Params
+from lcm_jax.typing import Condition, Guidance, Latent, Params
 
 BATCH = 16  # images a call at most; the last call is padded, so that one compilation serves all
 PIXELS = 2**20  # of a call's images together, unless one alone has more
@@ -36,6 +36,7 @@ OVERLAP = 8  # latent pixels that neighbouring tiles share when an image is deco
 Pixels = UInt8[Array, "b h w 3"]
 Keys = Key[Array, " b"]  # one an image: a picture depends on its own key, not on its neighbours
 Draw = Callable[..., Pixels]
+Noise = Float[Array, "draws b h w c"]
 
 
 @dataclass(frozen=True)
@@ -271,8 +272,8 @@ class Pipeline:
         keys = keys if keys.ndim else jax.random.split(keys, len(w))
         told = self.sized(condition, setting)
         start = None if image is None else self.encode_image(params, image)
-        latents = self.consistency_latents if setting.sampler == "lcm" else self.teacher_latents
-        z = latents(setting, params["unet"], told, unconditional(told, uncond), w, keys, start)
+        noise = self.noise(setting, keys)
+        z = self.latents(setting, params["unet"], told, unconditional(told, uncond), w, noise, start)
         return to_pixels(self.decode(params, z, setting.tile))
 
     def sized(self, condition: Condition, setting: Setting) -> Condition:
@@ -282,45 +283,37 @@ class Pipeline:
         ids = jnp.array([setting.height, setting.width, 0, 0, setting.height, setting.width], jnp.float32)
         return {**condition, "time_ids": jnp.broadcast_to(ids, (len(condition["context"]), 6))}
 
-    def consistency_latents(
-        self,
-        setting: Setting,
-        params: Params,
-        told: Condition,
-        empty: Condition,
-        w: Guidance,
-        keys: Keys,
-        start: Latent | None = None,
-    ) -> Latent:
-        """Multistep consistency sampling (LCM Alg. 3), the noise of every image from its own key."""
-        times, shape = self.times(setting), self.spec.latents_of(setting.height, setting.width)
-        field = self.consistency_field(params, told, empty, w)
-        f = consistency(self.path, LCMBoundary(self.spec.timestep_scaling), field)
-        return few_step.sample(f, self.path, few_step.draws(keys, len(times), shape), times, start=start)
-
-    def consistency_field(self, params: Params, told: Condition, empty: Condition, w: Guidance) -> Field:
-        """The student's field: told w, or, where it has no input for it (LCM-LoRA), guided from outside."""
-        net, kind = partial(self.unet.apply, params), self.spec.kind
-        if self.spec.unet.w_width is None:
-            return guided_field(self.path, kind, net, told, empty, w)
-        features = guidance_embedding(w, self.spec.unet.w_width)
-        return network_field(self.path, kind, partial(net, **told, w_features=features))
-
-    def teacher_latents(
-        self,
-        setting: Setting,
-        params: Params,
-        told: Condition,
-        empty: Condition,
-        w: Guidance,
-        keys: Keys,
-        start: Latent | None = None,
-    ) -> Latent:
-        """A guided teacher's trajectory, its noise from each image's key."""
-        field = guided_field(self.path, self.spec.kind, partial(self.unet.apply, params), told, empty, w)
+    def noise(self, setting: Setting, keys: Keys) -> Noise:
+        """Every image's unit noise from its own key: a draw a step for a consistency model, one for a teacher."""
         shape = self.spec.latents_of(setting.height, setting.width)
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        return reference.sample(setting.sampler, self.path, field, noise, self.times(setting), start=start)
+        if setting.sampler == "lcm":
+            return few_step.draws(keys, len(self.times(setting)), shape)
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)[None]
+
+    def latents(
+        self,
+        setting: Setting,
+        params: Params,
+        told: Condition,
+        empty: Condition,
+        w: Guidance,
+        noise: Noise,
+        start: Latent | None = None,
+    ) -> Latent:
+        """Latents in diffusion units by multistep consistency sampling (LCM Alg. 3), or a guided teacher's trajectory.
+
+        `start` holds latents to be changed. A student without an input for w (LCM-LoRA) is guided from outside.
+        """
+        net, kind, times = partial(self.unet.apply, params), self.spec.kind, self.times(setting)
+        if self.spec.unet.w_width is None:
+            field = guided_field(self.path, kind, net, told, empty, w)
+        else:
+            features = guidance_embedding(w, self.spec.unet.w_width)
+            field = network_field(self.path, kind, partial(net, **told, w_features=features))
+        if setting.sampler == "lcm":
+            f = consistency(self.path, LCMBoundary(self.spec.timestep_scaling), field)
+            return few_step.sample(f, self.path, noise, times, start=start)
+        return reference.sample(setting.sampler, self.path, field, noise[0], times, start=start)
 
     def encode_image(self, params: dict[str, Params], image: Pixels) -> Latent:
         """The latents of pictures in diffusion units, posterior means."""
