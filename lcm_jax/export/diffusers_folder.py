@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lcm_jax.export.flax_folder import SLACK
-from lcm_jax.export.network_file import shapes_of, size, write_torch
+from lcm_jax.export.network_file import Trees, shapes_of, size, write_torch
 from lcm_jax.export.new_folder import CARD, check_free, check_space, new_folder
 from lcm_jax.export.torch_card import pipeline_card
-from lcm_jax.typing import Params
 from lcm_jax.weights import folder
 from lcm_jax.weights.diffusers_config import autoencoder_config, autoencoder_factor, text_encoder_config, unet_config
 from lcm_jax.weights.diffusers_folder import INDEX, NOTED, NOTES, TEXT_ENCODERS, TOKENIZERS
@@ -30,7 +29,7 @@ class _Part(NamedTuple):
 def write(
     out: str | os.PathLike,
     description: Mapping[str, Any],
-    networks: Mapping[str, Params],
+    networks: Trees,
     tokenizers: Sequence[Path] = (),
     dtype: str = "float32",
     overwrite: bool = False,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lcm_jax.export.model_card import model_card
-from lcm_jax.export.network_file import shapes_of, size, write_flax
+from lcm_jax.export.network_file import Trees, shapes_of, size, write_flax
 from lcm_jax.export.new_folder import CARD, check_free, check_space, new_folder
 from lcm_jax.typing import Params
 from lcm_jax.weights import folder
@@ -18,7 +18,7 @@ SLACK = 2**20  # bytes the small files may take
 def write(
     out: str | os.PathLike,
     description: Mapping[str, Any],
-    networks: Mapping[str, Params],
+    networks: Trees,
     to_bytes: Callable[[Params], bytes] | None,
     dtype: str = "float32",
     overwrite: bool = False,

@@ -12,6 +12,8 @@ from lcm_jax.typing import Params
 from lcm_jax.weights import bijection, folder
 from lcm_jax.weights.safetensors_stream import write_stream
 
+Trees = Mapping  # network -> Params; of no stated types: to check them would be to load one
+
 
 class Networks(Mapping):
     """Networks that are loaded when asked for and not kept; `abstract` has the shapes of all of them."""
@@ -34,7 +36,7 @@ class Networks(Mapping):
         return name in self.abstract  # a mapping's own way would load it
 
 
-def shapes_of(networks: Mapping[str, Params]) -> Mapping[str, Params]:
+def shapes_of(networks: Trees) -> Mapping[str, Params]:
     """The same trees, of anything with shape and dtype; nothing is loaded for it."""
     return networks.abstract if isinstance(networks, Networks) else networks
 

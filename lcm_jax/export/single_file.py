@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lcm_jax.export.flax_folder import SLACK
-from lcm_jax.export.network_file import TorchTensors, shapes_of, size
+from lcm_jax.export.network_file import TorchTensors, Trees, shapes_of, size
 from lcm_jax.export.new_folder import CARD, check_free, check_space, new_folder
 from lcm_jax.export.torch_card import single_file_card
 from lcm_jax.typing import Params
@@ -32,7 +32,7 @@ ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512",
 def write(
     out: str | os.PathLike,
     description: Mapping[str, Any],
-    networks: Mapping[str, Params],
+    networks: Trees,
     tokenizers: Sequence[Path] = (),
     dtype: str = "float16",
     overwrite: bool = False,
@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _one_at_a_time(networks: Mapping[str, Params]) -> Callable[[str], Params]:
+def _one_at_a_time(networks: Trees) -> Callable[[str], Params]:
     """Networks by name, of which the last one asked for is kept."""
     kept: dict[str, Params] = {}
 

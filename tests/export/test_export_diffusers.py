@@ -251,7 +251,9 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full: the export takes .* MB .* make room or export elsewhere"):
         export("deep/down/other", given=huge)
     monkeypatch.undo()
-    monkeypatch.setattr(Path, "open", lambda self, mode: open("/dev/full", mode, buffering=0))
+    plain = Path.open
+    full = lambda *a, **kw: open("/dev/full", "wb", buffering=0) if "wb" in a else plain(*a, **kw)  # noqa: E731
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match="safetensors could not be written .*No space left.*make room"):
         export("other", given=huge)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flax", "huge", "out", "theirs"]
