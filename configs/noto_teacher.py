@@ -14,13 +14,13 @@ def get_config() -> ConfigDict:
     """4.3 M parameters, 16 x 16 x 4 latents, v-prediction."""
     c = ConfigDict()
     c.seed = 0
-    c.steps = 2000
+    c.steps = 1200
     c.data = dict(folder="data/noto", split="train", batch_size=32)
     c.model = dict(start="exported/taesd", unet="noto", kind="v")
     c.objective = dict(name="diffusion", drop=0.1, gamma=5.0)
     c.optimizer = dict(name="muon", rate=3e-3, schedule="cosine", warmup=100, weight_decay=0.01, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.998)
     c.mesh = dict(rules="replicate")
-    c.loop = dict(log_steps=50, checkpoint_steps=250, sample_steps=500)
+    c.loop = dict(log_steps=50, checkpoint_steps=200, sample_steps=400)
     c.checkpoint = dict(keep=2)
     return c
