@@ -19,7 +19,8 @@ from lcm_jax.weights.safetensors_file import SafetensorsFile
 
 TOWER = dataclasses.replace(tiny_sd.TOWER, heads=1, layers=1, eos_token_id=2)
 VAE = AutoencoderConfig((32, 32), 1)
-UNET = UNetConfig((32,), (True,), (1,), (8,), 1, context_width=16)
+# Two channels a group: where each has its own, the norms take out what time and w add.
+UNET = UNetConfig((64,), (True,), (1,), (8,), 1, context_width=16)
 
 
 def model(family: str) -> ModelSpec:
@@ -75,7 +76,7 @@ def test_a_fixed_w_is_the_student_told_that_w(tmp_path):
     inputs = jnp.float32(z), jnp.array([5, 900]), jnp.float32(context)
     draw = lambda model, *more: source.network(model.spec, "unet").apply(model.load("unet"), *inputs, *more)  # noqa: E731
     told = draw(was, guidance_embedding(jnp.full(2, 7.0), 8))
-    np.testing.assert_allclose(draw(now), told, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(draw(now), told, rtol=1e-4, atol=1e-4)
     assert np.abs(draw(now) - draw(was, guidance_embedding(jnp.full(2, 2.0), 8))).max() > 1e-2
     card = (out / "README.md").read_text()
     assert "sample with `lcm`, 4 steps, cfg 1" in card and "fixed w: 7.0" in card and "LCMScheduler" in card
