@@ -78,7 +78,7 @@ def lora_card(out: Path, description: Mapping[str, Any], file: str, told: Mappin
         f"pipe.load_lora_weights({str(out)!r}, weight_name={file!r})",
         'image = pipe("a red heart", num_inference_steps=4, guidance_scale=1).images[0]',
     )
-    there = "ComfyUI and others take the file as a LoRA; sample with `lcm`, 4 steps, cfg 1 to 2."
+    there = "Made with lcm_jax. ComfyUI and others take the file as a LoRA; sample with `lcm`, 4 steps, cfg 1 to 2."
     sections = [f"## In diffusers\n\n{code}\n\n{W}", f"## Elsewhere\n\n{there}"]
     return front("tags:\n- lora\n") + card(out.name, description, rows(told), sections)
 
