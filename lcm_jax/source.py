@@ -17,10 +17,11 @@ from lcm_jax.models import clip_text
 from lcm_jax.models.autoencoder import AutoencoderConfig, autoencoder
 from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
 from lcm_jax.models.functional import Net
-from lcm_jax.models.spec import GuidanceSpec, ModelSpec, PathSpec, TextSpec
+from lcm_jax.models.spec import GuidanceSpec, ModelSpec, PathSpec, TextSpec, build
 from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.typing import Params
 from lcm_jax.weights import bijection, diffusers_folder, diffusers_hub, folder
+from lcm_jax.weights.diffusers_names import autoencoder_names
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.single_file import SingleFile
 from lcm_jax.weights.tensor_files import open_tensors
@@ -196,6 +197,8 @@ def fill(spec: ModelSpec, name: str, tensors: Mapping[str, np.ndarray], place: P
     if name in TEXT:
         rename = clip_text.file_names(tensors)
         return bijection.fill(tensors, abstract, place, clip_text.UNUSED_KEYS, rename)
+    if name == "autoencoder" and isinstance(spec.autoencoder, AutoencoderConfig):
+        return bijection.fill(tensors, abstract, place, rename=autoencoder_names(tensors))
     return bijection.fill(tensors, abstract, place)
 
 
@@ -240,7 +243,7 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
             raise ValueError(f"{told.folder / part}: {error}") from None
     vae = TinyAutoencoderConfig if "encoder_blocks" in told.autoencoder else AutoencoderConfig
     sizes = UNetConfig(**told.unet)
-    return ModelSpec(
+    spec = ModelSpec(
         role="consistency" if told.is_lcm else "diffusion",
         kind=told.kind,
         image_size=told.image_size,
@@ -252,6 +255,8 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
         **{k: v for k in ("timestep_scaling", "original_steps") if (v := getattr(told, k)) is not None},
         about={"from": f"a {told.family} pipeline of diffusers"},
     )
+    # What our own export left there of it says more.
+    return build(ModelSpec, {**vars(spec), **told.noted}, str(told.folder / diffusers_folder.INDEX))
 
 
 SIZES = {"sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels; the SD 2 models that predict v are of 768

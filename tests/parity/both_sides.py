@@ -13,6 +13,7 @@ from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.weights.bijection import from_torch, to_torch
 from lcm_jax.weights.diffusers_config import unet_sizes
 
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 W_WIDTH, POOLED = 12, 10
 # Two levels with all that lies between them, and attention at the coarsest place: every kind of part, few of each.
@@ -63,10 +64,10 @@ def ours(module: UNet2DConditionModel):
 
 @functools.cache
 def network(cfg: UNetConfig):
-    """(apply, abstract parameters) in the config's own precision; compiled once for all tests, and quickly."""
+    """(apply, abstract parameters) in the config's own precision."""
     net = unet(cfg)
     typed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(cfg.dtype)), net.abstract())
-    return jax.jit(net.apply, compiler_options={"xla_backend_optimization_level": 0}), typed
+    return net.apply, typed
 
 
 def arrays(tensors) -> dict[str, np.ndarray]:

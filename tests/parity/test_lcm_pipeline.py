@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import torch  # noqa: E402
-from both_sides import POOLED, W_WIDTH, nchw, nhwc, ours, relative, theirs  # noqa: E402
+from both_sides import POOLED, QUICK, W_WIDTH, nchw, nhwc, ours, relative, theirs  # noqa: E402
 from diffusers import (  # noqa: E402
     DDIMScheduler,
     LatentConsistencyModelPipeline,
@@ -30,7 +30,6 @@ from lcm_jax.sampling import few_step, reference  # noqa: E402
 from lcm_jax.weights.diffusers_scheduler import ddim_scheduler_config, lcm_scheduler_config  # noqa: E402
 
 B, W = 2, 6.5
-QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
 PATH = {f: getattr(PathSpec(), f) for f in ("schedule", "beta_start", "beta_end", "T", "zero_terminal_snr")}
 NONE = {"vae": None, "text_encoder": None, "tokenizer": None}
 SAFE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -89,7 +88,7 @@ def test_latents_of_a_consistency_model(family, kind, monkeypatch):
     monkeypatch.setattr(pipeline, "get_guidance_scale_embedding", lambda *_, **__: torch.tensor(np.asarray(features)))
 
     apply, params = ours(module)
-    network = partial(apply.__wrapped__, params, **jax_arrays(condition), w_features=features)
+    network = partial(apply, params, **jax_arrays(condition), w_features=features)
     f = consistency(vp_path(), LCMBoundary(), network_field(vp_path(), kind, network))
     sample = lambda steps: jax.jit(
         lambda noise: few_step.sample(f, vp_path(), noise, few_step.lcm_times(steps)), compiler_options=QUICK
@@ -119,7 +118,7 @@ def test_latents_of_a_guided_teacher(family, kind):
 
     apply, params = ours(module)
     conditions = jax_arrays(condition), jax_arrays(uncond)
-    field = guided_field(vp_path(), kind, partial(apply.__wrapped__, params), *conditions, jnp.full((B,), W))
+    field = guided_field(vp_path(), kind, partial(apply, params), *conditions, jnp.full((B,), W))
     times = reference.sampler_times("ddim_leading", 5)
     sample = lambda noise: reference.sample("ddim_leading", vp_path(), field, noise, times)
     got = jax.jit(sample, compiler_options=QUICK)(jnp.asarray(noise))
