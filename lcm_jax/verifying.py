@@ -3,21 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from lcm_jax import captions, exporting, source
-from lcm_jax.diffusion.boundary import LCMBoundary, consistency
-from lcm_jax.diffusion.field import guided_field, network_field
-from lcm_jax.diffusion.guidance import guidance_embedding
-from lcm_jax.diffusion.path import vp_path
 from lcm_jax.export import model_card
 from lcm_jax.models.spec import ModelSpec
-from lcm_jax.sampling import few_step, reference
-from lcm_jax.typing import Condition, Guidance, Latent, Params
+from lcm_jax.pipeline import Pipeline
+from lcm_jax.typing import Params
 from lcm_jax.weights import folder
 
 LCM_STEPS, DDIM_STEPS = 4, 10
@@ -55,36 +52,16 @@ def setting(spec: ModelSpec) -> Setting:
 
 def draw(leaving: exporting.Leaving, dtype: str, prompts: Sequence[str], noise: Noise) -> Drawn:
     """The pictures of `setting`, with weights rounded to `dtype` as the export has them; one network at a time."""
-    spec, how = leaving.spec, setting(leaving.spec)
+    spec, how = leaving.spec.computing_in("float32"), setting(leaving.spec)
     weights = lambda name: jax.tree.map(partial(rounded, dtype), leaving.networks[name])
     told, empty = conditions(leaving, weights, [list(prompts), [""] * len(prompts)])
-    if spec.unet.added_width:
-        ids = np.array([how.size, how.size, 0, 0, how.size, how.size], np.float32)
-        sized = {"time_ids": np.tile(ids, (len(prompts), 1))}
-    else:
-        sized = {}
+    pipe = Pipeline(spec, {})
+    drawn = pipe.setting(pipe.default_sampler, how.steps)
     w = jnp.full(len(prompts), how.w, jnp.float32)
-    z = jax.jit(partial(latents, spec))(weights("unet"), {**told, **sized}, {**empty, **sized}, w, jnp.asarray(noise))
-    decode = partial(source.network(spec, "autoencoder").apply, method="decode")
-    images = jax.jit(decode)(weights("autoencoder"), z / spec.autoencoder.scale)
+    latents = jax.jit(partial(pipe.latents, drawn))
+    z = latents(weights("unet"), pipe.sized(told, drawn), pipe.sized(empty, drawn), w, jnp.asarray(noise))
+    images = jax.jit(pipe.decode)({"autoencoder": weights("autoencoder")}, z)
     return Drawn(np.clip((np.asarray(images) + 1) / 2, 0, 1), told, empty)
-
-
-def latents(
-    spec: ModelSpec, unet: Params, told: Condition, empty: Condition, w: Guidance, noise: Float[Array, "n b h w c"]
-) -> Latent:
-    """Latents in diffusion units from one draw of noise a step (LCM Alg. 3), or one for a teacher."""
-    how, path = setting(spec), vp_path(**vars(spec.path))
-    net = partial(source.network(spec, "unet").apply, unet)
-    if spec.role == "consistency" and spec.unet.w_width:
-        features = guidance_embedding(w, spec.unet.w_width)
-        field = network_field(path, spec.kind, partial(net, **told, w_features=features))
-    else:
-        field = guided_field(path, spec.kind, net, told, empty, w)
-    if spec.role == "consistency":
-        f = consistency(path, LCMBoundary(spec.timestep_scaling), field)
-        return few_step.sample(f, path, noise, few_step.lcm_times(how.steps, path.T, spec.original_steps))
-    return reference.sample("ddim", path, field, noise[0], reference.sampler_times("ddim", how.steps, path.T))
 
 
 def conditions(
@@ -99,6 +76,6 @@ def conditions(
     return [captions.encode(encoder, some) for some in texts]
 
 
-def rounded(dtype: str, leaf: Array) -> np.ndarray:
+def rounded(dtype: str, leaf: Any) -> np.ndarray:
     """The leaf as an export in `dtype` keeps it, in float32."""
     return np.asarray(folder.cast(leaf, dtype), np.float32)
