@@ -215,11 +215,16 @@ def is_run(where: str | Path) -> bool:
     return (Path(where) / CHECKPOINTS).is_dir()
 
 
-def pipeline(source: str | Path, step: int | None = None, weights: str = "ema") -> Pipeline:
-    """The pipeline of a run, an exported folder or a shipped model."""
+def pipeline(
+    source: str | Path, step: int | None = None, weights: str = "ema", dtype: str | None = None
+) -> Pipeline:
+    """The pipeline of a run, or of any model (source.open_model); `dtype` is what the U-Net computes in."""
     if not is_run(source):
-        return Pipeline.load(source)
+        return Pipeline.load(source, dtype)
     spec, params, step = load(source, step, weights)
+    if dtype is not None:
+        cast = lambda leaf: jnp.asarray(leaf, dtype)
+        spec, params = spec.computing_in(dtype), {**params, "unet": jax.tree.map(cast, params["unet"])}
     captions = FlaxFolder(Path(source)).captions
     return Pipeline(spec, params, {"model": str(source), "step": step, "weights": weights}, captions)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from lcm_jax import captions
 from lcm_jax.assess import evaluation_set
 from lcm_jax.data.encode import encode
 from lcm_jax.data.image_folder import examples
@@ -27,7 +29,7 @@ from lcm_jax.evaluate.features import FeatureNet
 from launch import entry, evaluate
 
 pool = lambda x: x.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4)).reshape(len(x), 48) / 255
-feature_networks.NETWORKS["pooled"] = lambda: FeatureNet("Pooled", "1", pool)
+feature_networks.NETWORKS["pooled"] = lambda weights: FeatureNet("Pooled", "1", pool)
 evaluation.figure.figure = lambda result, path: path
 draw = evaluation.draw
 
@@ -62,7 +64,7 @@ def tagged(tmp_path_factory):
     moments = lambda x: np.zeros((len(x), 2, 2, 8), np.float32)
     text = tiny.FakeCaptions(20)
     where = {"reader": "image_folder", "options": {"folder": str(pictures)}}
-    encode(examples(pictures), moments, text, root / "latents", tiny.SIZE, progress=False, dataset=where)
+    encode(examples(pictures), moments, partial(captions.encode, text), root / "latents", tiny.SIZE, progress=False, dataset=where)
     return SimpleNamespace(root=root, latents=root / "latents", text=text, model=tiny.model_folder(root / "model"))
 
 
