@@ -28,8 +28,7 @@ def settings(name, preset):
     return importlib.import_module(f"configs.{name}").get_config(preset)
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
-@pytest.mark.parametrize("rules", ["replicate", "fsdp"])
+@pytest.mark.parametrize("family,rules", [("sd", "replicate"), ("sdxl", "fsdp")])
 def test_a_plan_counts_what_a_run_holds(family, rules, tmp_path):
     teacher = tiny_sd.model_folder(tmp_path / "teacher", tiny_sd.spec(family))
     config = tiny.config(LCD, {"teacher": str(teacher), "w_width": 8}, tmp_path, mesh={"fsdp": 4, "rules": rules})

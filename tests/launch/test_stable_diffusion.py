@@ -32,23 +32,32 @@ def pictures(tmp_path_factory):
     return tiny.pictures(tmp_path_factory.mktemp("sd") / "pictures")
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
-def teacher(request, tmp_path_factory):
-    return tiny_sd.model_folder(tmp_path_factory.mktemp(request.param) / "teacher", tiny_sd.spec(request.param))
+def encoded(teacher, pictures, name="latents", **more):
+    options, out = {"folder": str(pictures)}, teacher.parent / name
+    encoding.encode(teacher, "image_folder", options, out, 8, 10, progress=False, **more)
+    return out
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """SDXL's kind, which has everything SD's has and more."""
+    return tiny_sd.model_folder(tmp_path_factory.mktemp("sdxl") / "teacher", tiny_sd.spec("sdxl"))
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory):
+    """One text encoder, its last states, no size ids."""
+    return tiny_sd.model_folder(tmp_path_factory.mktemp("sd") / "teacher", tiny_sd.spec("sd"))
 
 
 @pytest.fixture(scope="module")
 def data(teacher, pictures):
-    options, out = {"folder": str(pictures)}, teacher.parent / "latents"
-    encoding.encode(teacher, "image_folder", options, out, 8, 10, progress=False)
-    return out
+    return encoded(teacher, pictures)
 
 
 @pytest.fixture(scope="module")
-def data_of_tokens(teacher, pictures):
-    options, out = {"folder": str(pictures)}, teacher.parent / "tokens"
-    encoding.encode(teacher, "image_folder", options, out, 8, 10, tokens=True, states=False, progress=False)
-    return out
+def sd_data(sd, pictures):
+    return encoded(sd, pictures)
 
 
 def trained(where, objective, model, data, **changes):
@@ -67,8 +76,9 @@ def first_loss(where):
     return json.loads((where / "metrics.jsonl").read_text().splitlines()[0])["loss/mean"]
 
 
-def test_captions_encoded_while_training_teach_the_same(student, teacher, data_of_tokens):
-    where, _, state = trained(teacher.parent / "fresh", LCD, {"teacher": str(teacher), "w_width": 8}, data_of_tokens)
+def test_captions_encoded_while_training_teach_the_same(student, teacher, pictures):
+    tokens = encoded(teacher, pictures, "tokens", tokens=True, states=False)
+    where, _, state = trained(teacher.parent / "fresh", LCD, {"teacher": str(teacher), "w_width": 8}, tokens)
     np.testing.assert_allclose(first_loss(where), first_loss(student[0]), rtol=1e-3)  # cached states are float16
     assert jax.tree.structure(state.params) == jax.tree.structure(student[2].params)
 
@@ -85,33 +95,33 @@ def test_a_run_is_whole_and_exports_whole(student, teacher):
     np.testing.assert_array_equal(images, again)
 
 
-def test_adapters_alone_are_trained_and_make_a_model(teacher, data):
-    model = {"teacher": str(teacher), "lora": LORA}
-    where, run, state = trained(teacher.parent / "lora", {**LCD, "w_width": None, "mu": None}, model, data)
+def test_adapters_alone_are_trained_and_make_a_model(sd, sd_data):
+    model = {"teacher": str(sd), "lora": LORA}
+    where, run, state = trained(sd.parent / "lora", {**LCD, "w_width": None, "mu": None}, model, sd_data)
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert 0 < size(state.params) < size(run.frozen["base"]) / 2
     assert run.frozen["base"] is run.frozen["teacher"]
     spec, adapters, step = run_folder.adapters(where)
-    assert step == 2 and spec.about["lora"]["base"] == str(teacher)
+    assert step == 2 and spec.about["lora"]["base"] == str(sd)
     assert jax.tree.structure(adapters) == jax.tree.structure(state.params)
-    exported = Pipeline.load(run_folder.export(where, teacher.parent / "lora_exported"))
-    base = Pipeline.load(teacher)
+    exported = Pipeline.load(run_folder.export(where, sd.parent / "lora_exported"))
+    base = Pipeline.load(sd)
     assert exported.spec.role == "consistency" and exported.spec.unet.w_width is None and exported.default_w == 0
     moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), exported.params, base.params)
     assert max(jax.tree.leaves(moved["unet"])) > 0 and max(jax.tree.leaves(moved["autoencoder"])) == 0
     assert exported("a red disc", steps=2).shape == (1, 16, 16, 3)
 
 
-def test_a_student_begins_as_its_teacher(teacher, data):
-    run = build.run(tiny.config(LCD, {"teacher": str(teacher), "w_width": 8}, data))
+def test_a_student_begins_as_its_teacher(sd, sd_data):
+    run = build.run(tiny.config(LCD, {"teacher": str(sd), "w_width": 8}, sd_data))
     first, theirs = run.init().params, run.frozen["teacher"]
     projection = first["time_embedding"].pop("cond_proj")
     assert not np.asarray(projection["kernel"]).any()
     jax.tree.map(np.testing.assert_array_equal, first, theirs)
 
 
-def test_sizes_negative_prompts_images_and_tiles(teacher):
-    pipe = Pipeline.load(teacher)
+def test_sizes_negative_prompts_images_and_tiles(sd):
+    pipe = Pipeline.load(sd)
     wide = pipe("a red disc", steps=2, size=(16, 32))
     assert wide.shape == (1, 16, 32, 3)
     plain, other = (pipe("a red disc", steps=2, negative_prompt=text)[0].astype(int) for text in (None, "a blue bar"))
@@ -140,13 +150,11 @@ def test_what_has_no_effect_is_said(student, teacher):
         Pipeline.load(teacher).check_guidance(0.0, "ugly")
 
 
-def test_the_empty_caption_of_sdxl_is_zeros(teacher):
-    pipe = Pipeline.load(teacher)
-    sdxl = pipe.spec.unet.added_width is not None
-    assert pipe.spec.text.zero_empty == sdxl
-    for name, value in pipe.uncond.items():
-        assert bool(np.asarray(value).any()) != sdxl, name
-    assert set(pipe.uncond) == ({"context", "pooled"} if sdxl else {"context"})
+def test_the_empty_caption_of_sdxl_is_zeros(teacher, sd):
+    for where, zeros, names in ((teacher, True, {"context", "pooled"}), (sd, False, {"context"})):
+        pipe = Pipeline.load(where)
+        assert pipe.spec.text.zero_empty == zeros and set(pipe.uncond) == names
+        assert all(np.asarray(value).any() != zeros for value in pipe.uncond.values())
 
 
 def test_latents_of_another_text_encoder_are_refused(teacher, data, tmp_path):
@@ -169,8 +177,8 @@ def test_impossible_adapters_are_refused(teacher, data):
             build.run(tiny.config(objective, model, data))
 
 
-def test_a_list_of_prompts_goes_on_where_it_stopped(teacher, tmp_path, monkeypatch):
-    pipe = Pipeline.load(teacher)
+def test_a_list_of_prompts_goes_on_where_it_stopped(sd, tmp_path, monkeypatch):
+    pipe = Pipeline.load(sd)
     prompts, settings = ["a red disc", "a blue bar", "a green dot"], {"steps": 1, "n": 2, "progress": False}
     sheet, made = drawing.draw(pipe, prompts, tmp_path, **settings)
     assert made["guidance"] == made["w"] + 1
@@ -187,8 +195,8 @@ def test_a_list_of_prompts_goes_on_where_it_stopped(teacher, tmp_path, monkeypat
     assert asked[1:] == prompts
 
 
-def test_a_picture_is_changed_at_its_own_size(teacher, pictures, tmp_path):
-    pipe = Pipeline.load(teacher)
+def test_a_picture_is_changed_at_its_own_size(sd, pictures, tmp_path):
+    pipe = Pipeline.load(sd)
     image = pictures / "00.png"  # 24 x 20 pixels
     drawing.draw(pipe, ["a red disc"], tmp_path, steps=4, n=1, image=image, strength=0.5, progress=False)
     (file,) = (path for path in tmp_path.iterdir() if not path.name.startswith("grid"))
