@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lcm_jax.families import FAMILIES
@@ -67,6 +68,8 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
         },
         "config.model",
     )
+    if not fresh and spec.kind != started.kind:
+        raise ValueError(f"config.model.kind is {spec.kind!r}, but {source} predicts {started.kind!r}: leave it out")
     teacher = teacher_spec = None
     teacher_dtype = model.get("teacher_dtype") or spec.unet.dtype
     if model.get("teacher"):
@@ -88,8 +91,8 @@ def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | 
     if family is not None and family not in FAMILIES:
         raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
     try:
-        fresh = isinstance(model.get("unet"), str)  # a new network may predict what it likes
-        found = open_model(source, model.get("variant"), None if fresh else model.get("kind"))
+        said = model.get("kind") if Path(source).is_file() else None  # folders say so themselves
+        found = open_model(source, model.get("variant"), said)
     except FileNotFoundError:
         if not planning or family is None:
             raise

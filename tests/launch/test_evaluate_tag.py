@@ -64,7 +64,8 @@ def tagged(tmp_path_factory):
     moments = lambda x: np.zeros((len(x), 2, 2, 8), np.float32)
     text = tiny.FakeCaptions(20)
     where = {"reader": "image_folder", "options": {"folder": str(pictures)}}
-    encode(examples(pictures), moments, partial(captions.encode, text), root / "latents", tiny.SIZE, progress=False, dataset=where)
+    told = partial(captions.encode, text)
+    encode(examples(pictures), moments, told, root / "latents", tiny.SIZE, progress=False, dataset=where)
     return SimpleNamespace(root=root, latents=root / "latents", text=text, model=tiny.model_folder(root / "model"))
 
 
