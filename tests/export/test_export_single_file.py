@@ -83,7 +83,7 @@ def test_a_fixed_w_is_the_student_told_that_w(tmp_path):
 
     # The same in the other formats.
     for format in ("flax", "diffusers"):
-        model = source.open_model(exporting.export(flax, tmp_path / format, format, w=7.0))
+        model = source.open_model(exporting.export(flax, tmp_path / f"as_{format}", format, w=7.0))
         assert model.spec.role == "consistency" and model.spec.guidance is None and model.spec.unet.w_width is None
     with pytest.raises(ValueError, match=r"w = 12 is outside the range \[1, 9\] that this model was trained on"):
         exporting.export(flax, tmp_path / "other", "single-file", w=12.0)
