@@ -69,7 +69,8 @@ class Run:
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch as global arrays on the mesh, without what the step does not read."""
-        return place_batch({k: v for k, v in batch.items() if k in IN_THE_STEP}, self.mesh)
+        unread = {"tokens"} if "context" in batch else set()  # captions that are encoded already
+        return place_batch({k: v for k, v in batch.items() if k in IN_THE_STEP and k not in unread}, self.mesh)
 
     def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Key and caption of each row of a batch, for the record a failed step leaves."""
@@ -199,7 +200,8 @@ def latent_run(cfg: dict[str, Any]) -> Run:
         frozen["base"] = start.model.load("unet", place(abstract, start.teacher_dtype)) if base is None else base
     first = None
     if not start.fresh and start.lora is None:
-        first = start.model.load("unet", place(network(start.model.spec, "unet").abstract(), "float32"))
+        into = place(network(start.model.spec, "unet").abstract(), "float32")
+        first = lambda: start.model.load("unet", into)
     return assemble(
         cfg,
         spec,
@@ -239,20 +241,23 @@ def assemble(
     loader: Loader,
     objective: base.Objective,
     net: Net,
-    first: Params | None,
+    first: Callable[[], Params] | None,
     frozen: Any,
     teacher_apply: Callable[..., Any] | None,
     model: Model | None = None,
     weights: Callable[[Params, Any], Params] | None = None,
     prepare: Callable[[Any, Any], Any] | None = None,
 ) -> Run:
-    """Mesh, optimiser, step and state around an objective and what it trains; `first` is on the mesh already."""
+    """Mesh, optimiser, step and state around an objective and what it trains.
+
+    `first` reads the weights to start from onto the mesh: only a run that begins calls it, and does not keep them.
+    """
     mesh, rule_set = mesh_of(cfg)
     tx = optimizer_of(cfg)
     step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare)
     make = first_state(net, tx, objective)
     key = jax.random.key(cfg["seed"])
-    shapes = jax.eval_shape(make, key, first)
+    shapes = jax.eval_shape(make, key, None)  # the same with first weights and without
     shardings = rules.infer(shapes, rule_set, mesh)
     return Run(
         spec=spec,
@@ -261,7 +266,9 @@ def assemble(
         loader=loader,
         mesh=mesh,
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-        init=lambda: jax.jit(make, out_shardings=shardings)(jax.random.fold_in(key, FIRST_WEIGHTS), first),
+        init=lambda: jax.jit(make, out_shardings=shardings)(
+            jax.random.fold_in(key, FIRST_WEIGHTS), None if first is None else first()
+        ),
         abstract=rules.with_shardings(shapes, shardings),
         frozen=frozen,
         key=replicate(key, mesh),
@@ -326,9 +333,7 @@ def first_state(net: Net, tx: Any, objective: base.Objective) -> Callable[[jax.A
     return lambda key, first: init_state(overlay(net.init(key), first or {}), tx, objective)
 
 
-def check_data(
-    made: manifest.Manifest, spec: ModelSpec, captions: CaptionEncoder
-) -> None:
+def check_data(made: manifest.Manifest, spec: ModelSpec, captions: CaptionEncoder) -> None:
     """Raises ValueError where latents were not made for a model; warns where their scale is another."""
     size_ids = spec.unet.added_width is not None
     if "context" in made.shapes:

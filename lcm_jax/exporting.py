@@ -1,11 +1,9 @@
 """Models and runs on their way into other worlds: Flax, diffusers, single files, LoRA files."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -101,18 +99,13 @@ def of_run(where: str | os.PathLike, weights: str = "ema", step: int | None = No
     """The model of a run at a step, with the run's record in `about`."""
     spec, networks, step = run_folder.load(where, step, weights)
     beside = source.FlaxFolder(Path(where))
-    config = json.loads((Path(where) / run_folder.CONFIG).read_text())
-    record: dict[str, Any] = {"step": step, "weights": weights, "config": config}
-    if "training" in spec.about:  # of what the run went on from
-        record["before"] = spec.about["training"]
     names = [*networks, *source.text_networks(spec)]
 
     def load(name: str) -> Params:
         return networks[name] if name in networks else beside.load(name, source.on_host)
 
     abstract = {name: source.network(spec, name).abstract() for name in names}
-    spec = replace(spec, about={**spec.about, "training": record})
-    return Leaving(spec, Networks(abstract, load), beside.tokenizers)
+    return Leaving(run_folder.recorded(spec, where, step, weights), Networks(abstract, load), beside.tokenizers)
 
 
 def fixed(model: Leaving, w: float) -> Leaving:
@@ -157,9 +150,7 @@ def _export_lora(
     overwrite: bool,
 ) -> Path:
     spec, adapters, step = run_folder.adapters(where, step, weights)
-    config = json.loads((Path(where) / run_folder.CONFIG).read_text())
-    about = {**spec.about, "training": {"step": step, "weights": weights, "config": config}}
-    description = replace(spec, about=about).to_json()
+    description = run_folder.recorded(spec, where, step, weights).to_json()
     record = spec.about["lora"]
     shapes = source.network(spec, "unet").abstract()
     return lora.write(

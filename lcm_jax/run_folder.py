@@ -118,6 +118,8 @@ def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tu
         keep.close()
     if trains == "lora":
         trains, part = "unet", merged(spec, part)
+        about = {**spec.about, "merged adapters": spec.about["lora"]}
+        spec = replace(spec, about={k: v for k, v in about.items() if k != "lora"})
     others = [name for name in image_networks(spec) if name != trains]
     return spec, {trains: part, **{name: model.load(name) for name in others}}, step
 
@@ -187,18 +189,22 @@ def export(
     its description promises.
     """
     spec, networks, step = load(where, step, weights)
-    config = json.loads((Path(where) / CONFIG).read_text())
     if spec.role == "autoencoder":
-        networks = {"autoencoder": normalised(spec, networks["autoencoder"], config["data"])}
-    training = {"step": step, "weights": weights, "config": config}
-    if "training" in spec.about:  # of what the run went on from
-        training["before"] = spec.about["training"]
-    about = {**spec.about, "training": training}
-    description = replace(spec, about=about).to_json()
+        data = json.loads((Path(where) / CONFIG).read_text())["data"]
+        networks = {"autoencoder": normalised(spec, networks["autoencoder"], data)}
+    description = recorded(spec, where, step, weights).to_json()
     model = FlaxFolder(Path(where))
     networks |= {name: model.load(name, on_host) for name in text_networks(spec)}
     to_bytes = flax_file.to_bytes if msgpack else None
     return flax_folder.write(out, description, networks, to_bytes, dtype, overwrite, model.tokenizers)
+
+
+def recorded(spec: ModelSpec, where: str | Path, step: int, weights: str) -> ModelSpec:
+    """The spec with how it was trained in `about`: step, weights, config, and the same of what the run went on from."""
+    config = json.loads((Path(where) / CONFIG).read_text())
+    before = {"before": spec.about["training"]} if "training" in spec.about else {}
+    record = {"step": step, "weights": weights, "config": config, **before}
+    return replace(spec, about={**spec.about, "training": record})
 
 
 def normalised(spec: ModelSpec, params: Params, data: Mapping[str, Any]) -> Params:

@@ -73,7 +73,8 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
     teacher = teacher_spec = None
     teacher_dtype = model.get("teacher_dtype") or spec.unet.dtype
     if model.get("teacher"):
-        teacher, teacher_spec = opened(model["teacher"], model, planning)
+        same = model["teacher"] == source
+        teacher, teacher_spec = (found, started) if same else opened(model["teacher"], model, planning)
         check_teacher(str(model["teacher"]), teacher_spec, spec)
         teacher_spec = teacher_spec.computing_in(teacher_dtype)
     lora = None

@@ -69,7 +69,6 @@ def test_every_config_of_the_family_describes_a_run(name, preset):
 
 def test_fine_tuning_takes_a_published_lcm_and_no_teacher():
     cfg = build.plain(settings("lcf_sd", "paper"))
-    cfg["model"]["w_width"] = 256  # a folder says so itself
     parts = build.latent_parts(cfg, planning=True)
     assert parts.teacher is None and not parts.objective.needs_teacher
 

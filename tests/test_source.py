@@ -45,6 +45,18 @@ def test_weights_travel_to_a_mesh_in_parts(written):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(parts), jax.device_get(whole))
 
 
+def test_a_damaged_folder_of_ours_is_named(written, tmp_path):
+    import shutil
+
+    where = shutil.copytree(written[0], tmp_path / "model")
+    (where / "unet.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match="unet.safetensors is no complete safetensors file"):
+        open_model(where).load("unet")
+    (where / "unet.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks unet.safetensors: give a whole folder"):
+        open_model(where).load("unet")
+
+
 def test_a_model_without_its_tokenizer_says_so(written, tmp_path):
     import shutil
 

@@ -1,6 +1,5 @@
 """A whole CLIP from a folder, as Hugging Face saves openai/clip-vit-*: pictures and captions to one space."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from lcm_jax.models import clip_text as text
 from lcm_jax.models import clip_vision as vision
 from lcm_jax.weights.bijection import from_torch
 from lcm_jax.weights.clip_tokenizer import LENGTH, ClipTokenizer
+from lcm_jax.weights.json_file import read_object
 from lcm_jax.weights.tensor_files import open_tensors
 
 CAPTIONS = 64  # a batch
@@ -132,10 +132,4 @@ def _hash(config: Any, params: Any) -> str:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no {path.name}: give a whole CLIP, as Hugging Face saves it")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: download it again")
-    return content
+    return read_object(path, "download it again")

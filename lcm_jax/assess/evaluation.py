@@ -167,7 +167,7 @@ def describe(
         "n": len(judge.asked),
         "seeds": list(plan.seeds),
         "resamples": plan.resamples,
-        "features": {"name": net.name, "hash": net.hash},
+        "features": {"name": net.name, "hash": net.hash, "resize": net.resize},
         "images": {split: fingerprint("\n".join(rows.keys), rows.images) for split, rows in found.items()},
         "guidance": "w is LCM's: cond + w (cond - uncond); guidance = w + 1",
     }

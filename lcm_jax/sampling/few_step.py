@@ -53,8 +53,8 @@ def sample(
 ) -> Latent:
     """The last of n calls of f at falling times, each on the previous answer noised anew; f is traced once.
 
-    `noise` is unit normal, one draw a step (`draws`). `start`, clean latents, is noised in the place of nothing
-    at the first time: an image to be changed. New noise has variance sigma_t^2 - sigma_min^2: CM's f lands at
+    `noise` is unit normal, one draw a step (`draws`). `start`, clean latents of an image to be changed, is noised
+    to the first time. New noise has variance sigma_t^2 - sigma_min^2: CM's f lands at
     sigma_min (.002), LCM's at the data (0). Raises ValueError for no times, or not one draw for each.
     """
     if len(times) < 1:

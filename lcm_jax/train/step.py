@@ -50,9 +50,10 @@ def train_step(
 
     def loss(params: Params, target: Params | None, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
         whole = (lambda trained: trained) if weights is None else (lambda trained: weights(trained, frozen))
+        online = whole(params)
         nets = Nets(
-            partial(apply, whole(params)),
-            partial(apply, jax.lax.stop_gradient(whole(params if target is None else target))),
+            partial(apply, online),
+            partial(apply, jax.lax.stop_gradient(online if target is None else whole(target))),
             partial(teacher_apply, frozen["teacher"]) if objective.needs_teacher else None,
         )
         batch = batch if prepare is None else prepare(frozen, batch)

@@ -1,6 +1,5 @@
 """Turns captions into CLIP's token ids, from the tokenizer folder of a Stable Diffusion model."""
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
+
+from lcm_jax.weights.json_file import read_object
 
 LENGTH = 77
 _SHOWN, _SHOWN_TEXT = 3, 60  # cut captions named in a warning, characters of each
@@ -138,12 +139,4 @@ def _token(value: str | dict[str, Any]) -> AddedToken:
 
 def _json(path: Path) -> dict[str, Any]:
     """The content of a JSON file, {} where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; fetch it again")
-    return content
+    return read_object(path, "fetch it again") if path.is_file() else {}

@@ -1,7 +1,6 @@
 """Describes a text-to-image pipeline as diffusers saves it: a folder a component, named in model_index.json."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from lcm_jax.models import presets
 from lcm_jax.weights.bijection import some
 from lcm_jax.weights.diffusers_config import autoencoder_factor, autoencoder_sizes, unet_sizes
 from lcm_jax.weights.diffusers_scheduler import scheduler_path
+from lcm_jax.weights.json_file import read_object
 
 INDEX = "model_index.json"
 NOTES = "_lcm_jax"  # a key of the index: diffusers passes over those that begin so
@@ -122,13 +122,7 @@ def _place(folder: Path, index: Mapping[str, Any], part: str) -> Path:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no {path.name}: download it, too")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: download it again")
-    return content
+    return read_object(path, "download it again")
 
 
 def _check_fit(folder: Path, family: str, unet: dict, autoencoder: dict, text_encoders: dict[str, dict]) -> None:

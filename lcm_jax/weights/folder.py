@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from safetensors import SafetensorError
 
-from lcm_jax.weights.safetensors_file import read_tree, write_tree
+from lcm_jax.weights.json_file import read_object
+from lcm_jax.weights.safetensors_file import write_tree
 
 DESCRIPTION = "model.json"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -43,21 +44,7 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / DESCRIPTION
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {DESCRIPTION}: give a folder that launch.export wrote")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); export the model again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; export the model again")
-    return content
-
-
-def tree(folder: str | os.PathLike, name: str) -> dict[str, Any]:
-    """One network's parameters as the nested dict of numpy arrays that was written."""
-    path = Path(folder) / f"{name}.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} lacks {path.name}: give a whole folder as launch.export writes it")
-    return read_tree(path)[0]
+    return read_object(path, "export the model again")
 
 
 def cast(node: Any, dtype: str, path: str = "") -> Any:

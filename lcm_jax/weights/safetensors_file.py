@@ -77,15 +77,3 @@ def write_tree(
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def read_tree(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
-    """The nested dict that `write_tree` wrote, and the metadata."""
-    file, tree = SafetensorsFile(path), {}
-    for key in file:
-        *parents, leaf = key.split(".")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = file[key]
-    return tree, file.metadata

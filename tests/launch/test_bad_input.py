@@ -206,7 +206,7 @@ def test_an_export_replaces_nothing_but_an_export(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="give --overwrite"):
         write(out)
     write(out, dtype="float16", overwrite=True)
-    assert folder.tree(out, "unet")["conv_in"]["kernel"].dtype == "float16"
+    assert tiny.tree(out, "unet")["conv_in"]["kernel"].dtype == "float16"
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years")

@@ -39,7 +39,7 @@ def test_token_ids_can_be_stored_beside_the_states(data, tmp_path):
 
 def test_training_moves_the_weights_and_the_student_starts_as_its_teacher(road, first):
     assert int(road.teacher.state.step) == int(road.lcd.state.step) == 3
-    before = folder.tree(first.teacher, "unet")["conv_in"]["kernel"]
+    before = tiny.tree(first.teacher, "unet")["conv_in"]["kernel"]
     after = np.asarray(road.teacher.state.params["conv_in"]["kernel"])
     assert 0 < np.abs(after - before).max() < 0.1
     distance = np.abs(np.asarray(road.lcd.state.params["conv_in"]["kernel"]) - after).max()
@@ -55,7 +55,7 @@ def test_an_export_holds_the_ema_bit_for_bit_in_both_formats(road, name, role):
     assert_same(pipe.params["unet"], made.state.ema)
     assert_same(flax_file.read(made.exported / "unet.msgpack"), jax.device_get(made.state.ema))
     assert_same(
-        flax_file.read(made.exported / "autoencoder.msgpack"), folder.tree(made.exported, "autoencoder")
+        flax_file.read(made.exported / "autoencoder.msgpack"), tiny.tree(made.exported, "autoencoder")
     )
     record = pipe.spec.about["training"]
     assert record["step"] == int(made.state.step) and record["config"] == json.loads(json.dumps(made.config))

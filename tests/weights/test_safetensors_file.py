@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lcm_jax.weights.safetensors_file import SafetensorsFile, read_tree, write_tree
+from lcm_jax.weights.bijection import unflatten
+from lcm_jax.weights.safetensors_file import SafetensorsFile, write_tree
 
 TREE = {
     "a": {"0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3).T}},
@@ -20,8 +21,9 @@ def path(tmp_path):
 
 
 def test_round_trip_keeps_bits_types_and_metadata(path):
-    tree, metadata = read_tree(path)
-    assert metadata == {"note": "kept"}
+    file = SafetensorsFile(path)
+    tree = unflatten({tuple(key.split(".")): file[key] for key in file})
+    assert file.metadata == {"note": "kept"}
     assert tree.keys() == TREE.keys()
     for got, want in ((tree["a"]["0"]["kernel"], TREE["a"]["0"]["kernel"]), (tree["b"], TREE["b"])):
         assert got.dtype == want.dtype
