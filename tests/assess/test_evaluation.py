@@ -145,7 +145,7 @@ def test_a_planted_student_beats_a_planted_teacher_and_everything_is_written(stu
     assert (about["n"], about["gallery"], about["train"]) == (10, 12, 40)
     assert about["chance"]["top1"] == pytest.approx(1 / 12)
     protocol = result["protocol"]
-    assert protocol["features"] == {"name": "Pooled", "hash": "1"} and protocol["seeds"] == [0, 1]
+    assert protocol["features"] == {"name": "Pooled", "hash": "1", "resize": ""} and protocol["seeds"] == [0, 1]
     assert protocol["student"]["hash"] != protocol["teacher"]["hash"]
     origins = {"student": {"model": "consistency"}, "teacher": {"model": "diffusion"}}
     assert result["about"] == {**origins, "machine": "here"}
