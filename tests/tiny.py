@@ -14,8 +14,7 @@ from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec
 from lcm_jax.models.unet import unet
 from lcm_jax.weights import folder
-from lcm_jax.weights.bijection import unflatten
-from lcm_jax.weights.safetensors_file import SafetensorsFile
+from lcm_jax.weights.safetensors_file import read_tree
 
 SIZE = 16  # pixels: 2 x 2 x 4 latents
 WIDTH = 16  # of a token's state
@@ -75,8 +74,7 @@ def model_folder(where: Path, of: ModelSpec | None = None, seed: int = 0) -> Pat
 
 def tree(where: Path, name: str) -> dict:
     """A network of a model folder as it is stored."""
-    file = SafetensorsFile(where / f"{name}.safetensors")
-    return unflatten({tuple(key.split(".")): file[key] for key in file})
+    return read_tree(where / f"{name}.safetensors")
 
 
 def pictures(where: Path) -> Path:

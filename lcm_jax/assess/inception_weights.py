@@ -16,6 +16,7 @@ from lcm_jax.weights import folder
 from lcm_jax.weights.bijection import from_torch
 from lcm_jax.weights.fetch import INCEPTION, fetch
 from lcm_jax.weights.inception_torchscript import from_torchscript
+from lcm_jax.weights.safetensors_file import read_tree
 from lcm_jax.weights.torch_pickle import read_torch
 from lcm_jax.weights.torchscript import is_torchscript, read_torchscript
 
@@ -91,7 +92,7 @@ def _open_folder(path: Path) -> tuple[InceptionConfig, Params]:
         config = InceptionConfig(**said["config"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path / folder.DESCRIPTION} lacks or misnames a size ({error}): convert again") from None
-    params = folder.tree(path, NAME)
+    params = read_tree(path / f"{NAME}.safetensors")
     if hash_of(config, params) != said.get("hash"):
         raise ValueError(f"{path / NAME}.safetensors is not what {folder.DESCRIPTION} describes: convert again")
     return config, params

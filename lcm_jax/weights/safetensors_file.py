@@ -10,6 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lcm_jax.weights.bijection import unflatten
+
 
 class SafetensorsFile(Mapping[str, np.ndarray]):
     """A file as a mapping from key to array; an array is read when it is asked for.
@@ -48,6 +50,12 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of one array, without reading it."""
         return tuple(self._file.get_slice(key).get_shape())
+
+
+def read_tree(path: str | os.PathLike) -> dict[str, Any]:
+    """The nested dict of numpy arrays that `write_tree` wrote; FileNotFoundError, ValueError as above."""
+    file = SafetensorsFile(path)
+    return unflatten({tuple(key.split(".")): file[key] for key in file})
 
 
 def write_tree(

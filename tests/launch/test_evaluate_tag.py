@@ -104,7 +104,7 @@ def test_rows_of_a_tag_keep_their_own_images_and_captions(tagged):
     names = ["animal30", "animal31", "flag30", "flag31"]
     assert found["train"].keys == [f"{name}.png" for name in names]
     np.testing.assert_array_equal(found["train"].images, [picture(name) for name in names])
-    states = tagged.text([f"the {name}" for name in names]).astype(np.float16)
+    states = captions.encode(tagged.text, [f"the {name}" for name in names])["context"].astype(np.float16)
     np.testing.assert_array_equal(found["train"].condition["context"], states)
     with pytest.raises(ValueError, match="no rows in split 'heldout': leave it out of --splits"):
         evaluation_set.choose(found, ["heldout"])

@@ -160,7 +160,7 @@ def test_errors_say_what_to_change():
         replace(TINY, heads=(2,))
     with pytest.raises(ValueError, match="choose 'none' or 'block'"):
         replace(TINY, remat="all")
-    with pytest.raises(ValueError, match="unknown preset 'sd3'; choose one of emoji, tiny"):
+    with pytest.raises(ValueError, match="unknown preset 'sd3'; choose one of emoji, noto, tiny, sd15"):
         named(UNETS, "sd3")
     with pytest.raises(ValueError, match="does not split into 3 heads"):
         unet(replace(TINY, heads=(3, 3)))
