@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,6 +45,8 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module], config: Any = None) -> N
     def init(key: jax.Array) -> Params:
         return _to_dict(nnx.to_pure_dict(nnx.state(build(Keys(key)))))
 
+    # Compiled by itself outside of jax.jit; inside, a network is traced and lowered once for all its calls.
+    @partial(jax.jit, static_argnames="method")
     def apply(params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         leaves = [(path, nnx.Param(_at(params, path))) for path in flat_paths]
         module = nnx.merge(graph, nnx.from_flat_state(leaves))
