@@ -30,6 +30,7 @@ OUT = flags.DEFINE_string("out", None, "Folder of the latent data set.")
 CHECK = flags.DEFINE_bool("check", False, "List the problems of the pictures, and of --out if it is there.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures a call.")
 SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Pictures a shard.")
+SIZE = flags.DEFINE_integer("size", None, "Pixels a side; the model's own by default.", lower_bound=1)
 TOKENS = flags.DEFINE_bool("tokens", False, "Store token ids beside the captions' states.")
 SHORTENED = flags.DEFINE_integer(
     "shortened", 0, "Store this many shorter captions of each training picture instead of its own.", lower_bound=0
@@ -62,7 +63,7 @@ def main() -> None:
     from lcm_jax import encoding
 
     if CHECK.value:
-        problems = encoding.check(MODEL.value, reader, options, OUT.value)
+        problems = encoding.check(MODEL.value, reader, options, OUT.value, size=SIZE.value)
         print(encoding.report(problems))
         sys.exit(1 if problems else 0)
     made = encoding.encode(
@@ -85,7 +86,7 @@ def main() -> None:
 
 def changed() -> dict[str, Any]:
     """The settings of storing that were given, by their names in lcm_jax.encoding."""
-    settings = CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS
+    settings = SIZE, CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS
     given = {flag.name: flag.value for flag in settings if flag.value != flag.default}
     return {**given, **({"states": False} if TEXT.value == "none" else {})}
 

@@ -3,6 +3,9 @@
     python -m launch.evaluate --checkpoint runs/lcd --teacher emoji-teacher --data data/emoji --out runs/lcd/evaluation
     python -m launch.evaluate --model emoji-teacher --data data/emoji --sweep_w 0,1,2,3,5 --out runs/sweep
 
+A model of noise levels (no captions, no --teacher) is held against its training images; --search_sigmas 3 seeks the
+noise levels of 1 to 3 steps that score best and, given --model, keeps them in it.
+
 An estimated half an hour on two cores for everything, two minutes with --quick. Run again, it goes on where it
 stopped.
 """
@@ -39,6 +42,7 @@ LISTS = {
     "teacher_w": (float, flags.DEFINE_list("teacher_w", None, "Guidance w of the teacher; by default --w's first.")),
     "splits": (str, flags.DEFINE_list("splits", None, "heldout, train or both.")),
 }
+SEARCH = flags.DEFINE_integer("search_sigmas", None, "Seek the best noise levels of 1 to N steps.", lower_bound=1)
 LIMIT = flags.DEFINE_integer("limit", None, "Images a split, at most.", lower_bound=1)
 RESAMPLES = flags.DEFINE_integer("resamples", None, "Resamples of the intervals.", lower_bound=2)
 # The intervals need thousands of small factorisations, which threads only slow down; read when numpy is imported.
@@ -52,6 +56,10 @@ def main() -> None:
     from lcm_jax.assess import evaluation, evaluation_plan, evaluation_set, feature_networks, guidance_sweep
     from lcm_jax.machine import machine
 
+    if not run_folder.takes_captions(CHECKPOINT.value or MODEL.value):
+        return from_noise()
+    if SEARCH.value is not None:
+        entry.stop("--search_sigmas is for models of noise levels, without captions")
     plan = evaluation_plan.with_flags(
         evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(),
         **{name: numbers(name, kind, flag.value) for name, (kind, flag) in LISTS.items() if flag.value},
@@ -76,6 +84,42 @@ def main() -> None:
     (out / "sweep.json").write_text(json.dumps({"best": best, "rows": rows, "machine": machine()}, indent=1))
     (out / "sweep.md").write_text(guidance_sweep.markdown(rows))
     print((out / "sweep.md").read_text() + f"best w {best:g}, guidance scale {best + 1:g}")
+
+
+CAPTIONED_ONLY = ("teacher", "tag", "quick", "sweep_w", "w", "samplers", "teacher_steps", "teacher_w", "splits",
+                  "resamples")  # fmt: skip
+
+
+def from_noise() -> None:
+    """Scores of a model of noise levels."""
+    if needless := [name for name in CAPTIONED_ONLY if flags.FLAGS[name].present]:
+        entry.stop(f"this model draws from noise alone: leave --{needless[0]} out")
+    from lcm_jax import run_folder
+    from lcm_jax.assess import evaluation_set, feature_networks, noise_evaluation
+    from lcm_jax.machine import machine
+
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
+    moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
+    found, _ = evaluation_set.open_folder(DATA.value, READER.value, moved, pipe.spec)
+    given = {name: numbers(name, int, LISTS[name][1].value) for name in ("steps", "seeds") if LISTS[name][1].value}
+    given |= {"limit": LIMIT.value} if LIMIT.value else {}
+    plan = noise_evaluation.Plan(**{"steps": pipe.usual_steps, **given})
+    judge = noise_evaluation.Judge(found, feature_networks.feature_network(FEATURES.value), plan.limit)
+    out = Path(OUT.value)
+    if SEARCH.value is None:
+        noise_evaluation.evaluate(pipe, judge, plan, out, {"machine": machine()})
+        print((out / noise_evaluation.TABLE).read_text() + f"written to {out}")
+        return
+    best = noise_evaluation.best_sigmas(pipe, judge, SEARCH.value, plan.seeds[0])
+    out.mkdir(parents=True, exist_ok=True)
+    tried = [{"sigmas": list(sigmas), "kid": score} for sigmas, score in best.tried.items()]
+    record = {"best": [list(s) for s in best.best], "kid": best.scores, "tried": tried, "n": judge.n}
+    (out / "sigmas.json").write_text(json.dumps({**record, "machine": machine()}, indent=1))
+    for sigmas, score in zip(best.best, best.scores, strict=True):
+        print(f"{len(sigmas)} steps: sigmas {', '.join(f'{level:.4g}' for level in sigmas)}; KID x 1000 {score:.0f}")
+    if MODEL.value is not None:
+        run_folder.keep_sigmas(MODEL.value, best.best)
+        print(f"kept in {MODEL.value}")
 
 
 def numbers(name: str, kind: Callable[[str], Any], values: list[str]) -> tuple[Any, ...]:

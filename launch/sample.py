@@ -6,6 +6,7 @@
     python -m launch.sample --model FOLDER --prompt "a cat" --lora lcm.safetensors --lora style.safetensors:0.8 \\
         --sampler lcm --steps 4 --w 0
     python -m launch.sample --model FOLDER --prompt "in oil" --image photo.png --strength 0.5
+    python -m launch.sample --checkpoint runs/emoji_slct --n 64 --sigmas 80,0.5      # a model without captions
 
 --w is LCM's guidance, cond + w (cond - uncond); --guidance is the usual scale, w + 1.
 """
@@ -37,6 +38,7 @@ N = flags.DEFINE_integer("n", 16, "Pictures of each prompt.")
 SIZE = flags.DEFINE_string("size", None, "Pixels of a picture, 512 or WIDTHxHEIGHT; the model's own by default.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to change instead of drawing from nothing.")
 STRENGTH = flags.DEFINE_float("strength", 0.6, "How much of --image is drawn anew, in (0, 1].")
+SIGMAS = flags.DEFINE_list("sigmas", None, "Falling noise levels of a consistency model without captions, one a step.")
 TILE = flags.DEFINE_integer("tile", None, "Decode in tiles of this many pixels a side: large pictures, little memory.")
 BATCH = flags.DEFINE_integer("batch", None, "Pictures a call; by default as their size allows.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
@@ -54,6 +56,10 @@ def main() -> None:
         entry.stop("--w and --guidance exclude each other: guidance is w + 1")
     if MODEL.value is not None and (STEP.present or WEIGHTS.present):
         entry.stop("--step and --weights choose among the weights of --checkpoint; a model folder has one set")
+    if not takes_captions():
+        return from_noise()
+    if SIGMAS.present:
+        entry.stop("--sigmas is for models of noise levels, without captions; this one takes --steps")
     prompts = list(PROMPT.value)
     if PROMPTS.value is not None:
         prompts += [line.strip() for line in Path(PROMPTS.value).read_text().splitlines() if line.strip()]
@@ -82,6 +88,37 @@ def main() -> None:
     grid, made = drawing.draw(pipe, prompts, OUT.value, n=N.value, **chosen)
     print(f"{made['sampler']}, {made['steps']} steps ({made['evaluations']} network evaluations), seed {made['seed']}")
     print(f"w {made['w']:g}, guidance scale {made['guidance']:g}")
+    print(grid)
+
+
+# What has no meaning without captions.
+TEXT_ONLY = (
+    "prompt", "prompts", "negative_prompt", "lora", "variant", "kind", "dtype", "w", "guidance", "size", "image",
+    "strength", "tile", "sampler",
+)  # fmt: skip
+
+
+def takes_captions() -> bool:
+    """Whether the model is one of text to image; its description is read, no weights."""
+    from lcm_jax import run_folder
+
+    return run_folder.takes_captions(CHECKPOINT.value or MODEL.value, VARIANT.value, KIND.value)
+
+
+def from_noise() -> None:
+    """Pictures of a model without captions."""
+    if given := [name for name in TEXT_ONLY if flags.FLAGS[name].present]:
+        entry.stop(f"this model draws from noise alone: leave --{given[0]} out")
+    try:
+        sigmas = None if SIGMAS.value is None else [float(level) for level in SIGMAS.value]
+    except ValueError:
+        entry.stop(f"--sigmas takes numbers with commas between, not {','.join(SIGMAS.value)!r}")
+    from lcm_jax import drawing, run_folder
+
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
+    chosen = {"steps": STEPS.value, "sigmas": sigmas, "seed": SEED.value, "batch": BATCH.value}
+    grid, made = drawing.draw_from_noise(pipe, OUT.value, n=N.value, **chosen)
+    print(f"{made['sampler']}, {made['steps']} steps ({made['evaluations']} network evaluations), seed {made['seed']}")
     print(grid)
 
 

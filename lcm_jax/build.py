@@ -30,8 +30,10 @@ from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.parallel.transfer import place_array, place_batch, replicate
 from lcm_jax.settings import call, known
-from lcm_jax.source import Model, Place, network
+from lcm_jax.source import Model, Place, Spec, network, on_host
 from lcm_jax.start import Start, starting_point
+from lcm_jax.start_edm import EDMStart
+from lcm_jax.start_edm import starting_point as starting_point_edm
 from lcm_jax.train.optimizer import SETTINGS as OPTIMIZER_SETTINGS
 from lcm_jax.train.optimizer import learning_rate, optimizer
 from lcm_jax.train.state import State
@@ -45,17 +47,17 @@ SECTIONS = ("seed", "steps", "data", "model", "objective", "optimizer", "average
 AVERAGE_KEYS = ("ema_decay",)
 OPTIMIZER_KEYS = ("name", "rate", "schedule", "warmup", "final", "accumulate", *OPTIMIZER_SETTINGS)
 REQUIRED = {"data": ("batch_size",), "objective": ("name",), "optimizer": ("name", "rate")}
-# Entries of a batch that go to the device.
-IN_THE_STEP = ("mean", "std", "context", "pooled", "time_ids", "tokens", "image")
+LATENTS = ("mean", "std")  # entries of a batch, as are the names of a condition
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything the loop needs."""
 
-    spec: ModelSpec
+    spec: Spec
     networks: dict[str, Params]  # what the trained network is exported with and does not train
-    trains: str  # "unet", "autoencoder" or "lora": adapters of a U-Net
+    trains: str  # "unet", "network", "autoencoder" or "lora": adapters of a U-Net
+    reads: tuple[str, ...]  # the entries of a batch that go to the device
     loader: Loader
     mesh: Mesh
     step: Step  # jitted, state donated
@@ -69,8 +71,7 @@ class Run:
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch as global arrays on the mesh, without what the step does not read."""
-        unread = {"tokens"} if "context" in batch else set()  # captions that are encoded already
-        return place_batch({k: v for k, v in batch.items() if k in IN_THE_STEP and k not in unread}, self.mesh)
+        return place_batch({k: v for k, v in batch.items() if k in self.reads}, self.mesh)
 
     def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Key and caption of each row of a batch, for the record a failed step leaves."""
@@ -83,8 +84,15 @@ def run(config: ConfigDict | Mapping[str, Any]) -> Run:
     Raises ValueError or FileNotFoundError, naming the key or the file, before anything compiles.
     """
     cfg = plain(config)
-    make = autoencoder_run if cfg["objective"]["name"] == "autoencoder" else latent_run
-    return make(cfg)
+    name = cfg["objective"]["name"]
+    if name == "autoencoder":
+        return autoencoder_run(cfg)
+    return latent_run(cfg) if takes(name, "kind") else edm_run(cfg)
+
+
+def takes(objective: str, setting: str) -> bool:
+    """Whether an objective has a setting; those of captioned U-Nets have a `kind`."""
+    return setting in inspect.signature(base.builder(objective)).parameters
 
 
 @dataclass(frozen=True)
@@ -104,13 +112,8 @@ def latent_parts(cfg: dict[str, Any], planning: bool = False) -> Parts:
     start = starting_point(cfg["model"], planning)
     spec = start.spec
     name = cfg["objective"]["name"]
-    if "kind" not in inspect.signature(base.builder(name)).parameters:
-        raise ValueError(
-            f"objective {name!r} trains networks of noise levels, not the captioned U-Nets of launch.train: "
-            "use it from Python with models.adm and train.step"
-        )
     settings = dict(cfg["objective"])
-    if start.lora is not None and "w_width" in inspect.signature(base.builder(name)).parameters:
+    if start.lora is not None and takes(name, "w_width"):
         settings.setdefault("w_width", spec.unet.w_width)  # a network without an input for w stays so
     objective = build_objective(settings, path=vp_path(**vars(spec.path)), kind=spec.kind)
     if objective.needs_teacher and start.teacher_spec is None:
@@ -182,22 +185,22 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     mesh, rule_set = mesh_of(cfg)
     place = lambda abstract, dtype: placer(abstract, rule_set, mesh, dtype)
     frozen: dict[str, Any] = {"batch": {"scale": jnp.float32(spec.autoencoder.scale)}}
-    prepare = None
+    prepare, reads = None, (*LATENTS, *base.CONDITION)
     if "context" in loader.manifest.shapes:
         stored = manifest.unconditionals(loader.rows.folders[0])
         frozen["batch"]["uncond"] = {k: v for k, v in stored.items() if k != "tokens"}
     else:
         frozen["batch"]["uncond"] = {k: v[0] for k, v in encode(captions, [""]).items()}
-        frozen["text"] = captions.params
+        frozen["text"], reads = captions.params, (*reads, "tokens")
         prepare = lambda frozen, batch: {**batch, **captions.states(frozen["text"], batch["tokens"])}
     frozen = replicate(frozen, mesh)
     frozen["teacher"] = None
     if start.teacher is not None:
         frozen["teacher"] = start.teacher.load("unet", place(parts.teacher.abstract(), start.teacher_dtype))
     if start.lora is not None:  # one frozen copy serves as teacher and as what is adapted
-        base = frozen["teacher"]
+        below = frozen["teacher"]
         abstract = unet(spec.unet).abstract()
-        frozen["base"] = start.model.load("unet", place(abstract, start.teacher_dtype)) if base is None else base
+        frozen["base"] = start.model.load("unet", place(abstract, start.teacher_dtype)) if below is None else below
     first = None
     if not start.fresh and start.lora is None:
         into = place(network(start.model.spec, "unet").abstract(), "float32")
@@ -207,6 +210,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
         spec,
         {"autoencoder": start.model.load("autoencoder")},
         "unet" if start.lora is None else "lora",
+        reads,
         loader,
         parts.objective,
         parts.trained,
@@ -230,14 +234,63 @@ def autoencoder_run(cfg: dict[str, Any]) -> Run:
     objective = build_objective(cfg["objective"])
     loader = call(make_image_loader, "config.data", **cfg["data"], seed=cfg["seed"], **processes())
     frozen = {"teacher": None, "batch": {}}
-    return assemble(cfg, spec, {}, "autoencoder", loader, objective, autoencoder(sizes), None, frozen, None)
+    return assemble(cfg, spec, {}, "autoencoder", ("image",), loader, objective, autoencoder(sizes), None, frozen, None)
+
+
+def edm_parts(cfg: dict[str, Any], planning: bool = False) -> tuple[base.Objective, EDMStart]:
+    """What a run of a network of noise levels is made of before any weights are read."""
+    section = with_curriculum(cfg)["objective"]
+    objective = build_objective(section)
+    return objective, starting_point_edm(cfg["model"], objective, section["name"], planning)
+
+
+def with_curriculum(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The config with the length of the objective's curriculum, by default the run's, written down.
+
+    So a run that goes on for longer than it was begun for cannot change what its first steps were.
+    """
+    section = cfg["objective"]
+    if not takes(section["name"], "steps") or section.get("steps") is not None:
+        return cfg
+    return {**cfg, "objective": {**section, "steps": cfg["steps"]}}
+
+
+def edm_run(cfg: dict[str, Any]) -> Run:
+    """The parts of a run that trains a network of noise levels on latents at sigma_data, without captions."""
+    cfg = with_curriculum(cfg)
+    objective, start = edm_parts(cfg)
+    data = dict(cfg["data"])
+    per = data.pop("statistics", "element")
+    loader = call(make_loader, "config.data", **data, seed=cfg["seed"], **processes())
+    manifest.check_fits(loader.manifest, start.spec.latent_shape)
+    spec = owing(start.spec, loader.manifest.dataset.get("attribution"))
+    if start.fresh:
+        mean, std = manifest.statistics(loader.rows.folders[0], per)
+        statistics = {"mean": mean, "std": std}
+    else:  # the network has learned them
+        statistics = start.model.load("statistics", on_host)
+    mesh, rule_set = mesh_of(cfg)
+    normalised = {"shift": statistics["mean"], "scale": spec.sigma_data / statistics["std"]}
+    frozen: dict[str, Any] = {"batch": replicate(normalised, mesh), "teacher": None}
+    teacher = None
+    if start.teacher is not None:
+        teacher = network(start.teacher.spec, "network")
+        into = placer(teacher.abstract(), rule_set, mesh, "float32")
+        frozen["teacher"] = start.teacher.load("network", into)
+    net, first = network(spec, "network"), None
+    if not start.fresh:
+        first = lambda: start.model.load("network", placer(net.abstract(), rule_set, mesh, "float32"))
+    networks = {"autoencoder": start.model.load("autoencoder"), "statistics": statistics}
+    apply = None if teacher is None else teacher.apply
+    return assemble(cfg, spec, networks, "network", LATENTS, loader, objective, net, first, frozen, apply, start.model)
 
 
 def assemble(
     cfg: dict[str, Any],
-    spec: ModelSpec,
+    spec: Spec,
     networks: dict[str, Params],
     trains: str,
+    reads: tuple[str, ...],
     loader: Loader,
     objective: base.Objective,
     net: Net,
@@ -263,6 +316,7 @@ def assemble(
         spec=spec,
         networks=networks,
         trains=trains,
+        reads=reads,
         loader=loader,
         mesh=mesh,
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
@@ -348,7 +402,7 @@ def check_data(made: manifest.Manifest, spec: ModelSpec, captions: CaptionEncode
         log.warning("latents measure a scale of %.4f, the model uses %.4f", made.scale, spec.autoencoder.scale)
 
 
-def owing(spec: ModelSpec, attribution: str | None) -> ModelSpec:
+def owing(spec: Spec, attribution: str | None) -> Spec:
     """The spec with whom its pictures are owed to noted, once."""
     owed = list(spec.about.get("attribution", ()))
     if not attribution or attribution in owed:

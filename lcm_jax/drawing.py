@@ -11,6 +11,7 @@ import numpy as np
 
 from lcm_jax import __version__
 from lcm_jax.data import images as pixels
+from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.pipeline import Pipeline
 
@@ -79,6 +80,32 @@ def draw(
     return grid.save(Path(out) / f"grid-{stem}.png", sheet, about), chosen
 
 
+def draw_from_noise(
+    pipe: EDMPipeline,
+    out: str | Path,
+    *,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    seed: int = 0,
+    n: int = 16,
+    batch: int | None = None,
+    progress: bool = True,
+) -> tuple[Path, dict[str, Any]]:
+    """Draws n pictures of a model without captions into `out`; the path of their grid, and the settings."""
+    times = pipe.times(steps, sigmas)
+    steps = len(times) if pipe.spec.role == "consistency" else len(times) - 1
+    chosen = {"sampler": pipe.name, "steps": steps, "evaluations": pipe.nfe(steps), "seed": seed}
+    chosen |= {"sigmas": times.tolist()} if pipe.spec.role == "consistency" else {}
+    chosen |= {**pipe.origin, "versions": versions(), "device": jax.devices()[0].device_kind}
+    images = pipe(n, steps=steps, sigmas=sigmas, seed=seed, batch=batch, progress=progress)
+    stem = f"{pipe.name}{steps}-seed{seed}"
+    for number, picture in enumerate(images):
+        grid.save(Path(out) / f"{stem}-{number:03d}.png", picture, {"number": number, **chosen})
+    zoom = max(1, TILE // min(images.shape[1:3]))
+    sheet = grid.grid(images, math.ceil(math.sqrt(n)), zoom=zoom)
+    return grid.save(Path(out) / f"grid-{stem}.png", sheet, {"n": n, **chosen}), chosen
+
+
 def opened(pipe: Pipeline, path: str | Path, size: tuple[int, int] | None) -> np.ndarray:
     """The picture of a file at (height, width), or at its own size less what is over whole latents."""
     picture, factor = pixels.decode(Path(path)), pipe.spec.autoencoder.factor
@@ -104,9 +131,13 @@ def made_with(path: Path, wanted: dict[str, Any]) -> bool:
 def settings(pipe: Pipeline, sampler: str, steps: int, w: float | None, seed: int) -> dict[str, Any]:
     """Everything that decides the pixels besides the prompt, the pipeline's default w filled in."""
     w = pipe.default_w if w is None else w
-    versions = {"lcm_jax": __version__, "jax": jax.__version__, "numpy": np.__version__}
     chosen = {"sampler": sampler, "steps": steps, "evaluations": pipe.nfe(sampler, steps), "w": w, "guidance": w + 1}
-    return {**chosen, "seed": seed, **pipe.origin, "versions": versions, "device": jax.devices()[0].device_kind}
+    return {**chosen, "seed": seed, **pipe.origin, "versions": versions(), "device": jax.devices()[0].device_kind}
+
+
+def versions() -> dict[str, str]:
+    """What made a picture."""
+    return {"lcm_jax": __version__, "jax": jax.__version__, "numpy": np.__version__}
 
 
 def slug(prompt: str) -> str:

@@ -16,7 +16,7 @@ from lcm_jax.data.check import check as find_problems
 from lcm_jax.data.check import report as report  # for launch, which sees no deeper
 from lcm_jax.data.manifest import Manifest
 from lcm_jax.models.autoencoder import autoencoder
-from lcm_jax.source import open_model
+from lcm_jax.source import Model, open_model
 
 
 def encode(
@@ -31,10 +31,12 @@ def encode(
     progress: bool = True,
     shortened: int = 0,
     states: bool = True,
+    size: int | None = None,
     **settings: Any,
 ) -> Manifest:
     """Encodes what `reader` finds with the autoencoder and the caption encoder of a model into `out`.
 
+    Pictures are cropped to `size` pixels a side, by default the model's own.
     `tokens` stores token ids beside the caption's `states`, or instead of them, to be encoded while training;
     `shortened` takes that many shorter captions of each training picture in place of its own (data.shorten). Other
     settings are those of data.encode: crop, flip, seed, size_ids, broken, threads. Interrupted, it goes on where it
@@ -44,12 +46,13 @@ def encode(
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
     found = open_model(model)
     spec = found.spec
+    size = pixels(found, size)
     examples = data.reader(reader, **options)
     if shortened:
         examples = shorten.shortened(examples, shortened)
     params = found.load("autoencoder")
     text = found.captions
-    if spec.unet is not None and spec.unet.added_width:
+    if getattr(spec, "pooled_width", None):
         settings = {"size_ids": True, **settings}
     apply = jax.jit(partial(autoencoder(spec.autoencoder).apply, method="encode"))
     return latents.encode(
@@ -57,7 +60,7 @@ def encode(
         partial(apply, params),
         partial(encode_captions, text) if states else None,
         out,
-        spec.image_size,
+        size,
         batch_size,
         shard_size,
         identity={"autoencoder": found.fingerprint("autoencoder"), "text": text.identity},
@@ -80,10 +83,21 @@ def check(
     options: Mapping[str, Any],
     out: str | Path | None = None,
     progress: bool = True,
+    size: int | None = None,
 ) -> list[Problem]:
-    """What is wrong with the pictures at the model's image size, and with the latents of `out` if there are any."""
-    size = open_model(model).spec.image_size
+    """What is wrong with the pictures at the model's size or `size`, and with the latents of `out` if there are any."""
+    size = pixels(open_model(model), size)
     problems = find_problems(data.reader(reader, **options), size, progress=progress)
     if out is not None and (Path(out) / manifest.FILE).exists():
         problems += find_problems(Path(out), progress=progress)
     return problems
+
+
+def pixels(model: Model, size: int | None) -> int:
+    """Sides of the pictures to encode; ValueError for one that the autoencoder cannot shrink."""
+    if size is None:
+        return model.spec.image_size
+    factor = model.spec.autoencoder.factor
+    if size < 1 or size % factor:
+        raise ValueError(f"pictures of {size} x {size} are no multiple of {factor} pixels: choose another size")
+    return size

@@ -13,7 +13,7 @@ from lcm_jax.diffusion.guidance import guidance_embedding
 from lcm_jax.export import diffusers_folder, flax_folder, lora, single_file
 from lcm_jax.export.network_file import Networks
 from lcm_jax.models import flax_file
-from lcm_jax.models.spec import ModelSpec
+from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.typing import Params
 from lcm_jax.weights import folder
 
@@ -25,7 +25,7 @@ NAMINGS = {"lora": "peft", "kohya": "kohya"}
 class Leaving:
     """A model about to be written: networks are loaded when asked for."""
 
-    spec: ModelSpec
+    spec: source.Spec
     networks: Networks
     tokenizers: Sequence[Path]
 
@@ -61,6 +61,8 @@ def export(
     if format == "flax" and is_run and w is None:
         return run_folder.export(given, out, dtype, weights, step, overwrite, msgpack)
     model = leaving(given, dtype, weights=weights, step=step, variant=variant, w=w)
+    if format != "flax" and isinstance(model.spec, EDMSpec):
+        raise ValueError(f"{given} is a network of noise levels, which {format} has no place for: take --format flax")
     about = model.spec.to_json(), model.networks
     if format == "flax":
         to_bytes = flax_file.to_bytes if msgpack else None
@@ -115,7 +117,7 @@ def fixed(model: Leaving, w: float) -> Leaving:
     second one's bias, and nothing is lost. Raises ValueError for a model that takes no w.
     """
     spec = model.spec
-    if spec.unet is None or spec.unet.w_width is None:
+    if getattr(spec, "unet", None) is None or spec.unet.w_width is None:
         raise ValueError(f"w = {w:g} was given to be fixed, but this model takes no w as an input: leave it out")
     if spec.guidance is not None and not spec.guidance.w_min <= w <= spec.guidance.w_max:
         low, high = spec.guidance.w_min, spec.guidance.w_max

@@ -90,6 +90,8 @@ class Pipeline:
         what a single file predicts. Raises FileNotFoundError or ValueError saying what is wrong.
         """
         model = open_model(source, variant, kind)
+        if not isinstance(model.spec, ModelSpec):
+            raise ValueError(f"{source} is a network of noise levels: open it with lcm_jax.edm_pipeline.EDMPipeline")
         spec = model.spec if dtype is None else model.spec.computing_in(dtype)
         kept = {"unet": dtype or "float32", "autoencoder": "float32"}
         params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lcm_jax import build
+from lcm_jax.models.functional import Net
 from lcm_jax.models.unet import unet
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.transfer import batch_sharding
@@ -43,41 +44,94 @@ class Plan:
         return {name: getattr(self, name) for name in kept}
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a step works on; of shapes alone. Frozen networks have no sharding yet, nor have `constants`."""
+
+    objective: Any
+    trained: Net
+    teacher: Net | None
+    frozen: dict[str, tuple[Any, str]]  # networks that are not trained, and their type
+    constants: dict[str, Any]  # the same for every batch
+    batch: dict[str, Any]  # of one sample
+    parameters: dict[str, int]
+    weights: Any = None
+
+
 def plan(config: Any) -> Plan:
-    """Traces and lowers the step of a config that trains a U-Net, or its adapters, from abstract trees.
+    """Traces and lowers the step of a config that trains a network, or its adapters, on latents, from abstract trees.
 
     Neither weights nor latents have to be there if config.model.family says what they would be.
     Raises ValueError or FileNotFoundError as `build.run` does.
     """
     cfg = build.plain(config)
-    parts = build.latent_parts(cfg, planning=True)
+    work = (_captioned if build.takes(cfg["objective"]["name"], "kind") else _noise_levels)(cfg)
     mesh, rule_set = build.mesh_of(cfg)
     tx = build.optimizer_of(cfg)
-    place = lambda tree, dtype=None: _placed(tree, rule_set, mesh, dtype)
-    frozen: dict[str, Any] = {"teacher": None, "batch": _whole(_constants(parts), mesh)}
-    base = unet(parts.spec.unet).abstract()
-    if parts.teacher is not None:
-        frozen["teacher"] = place(parts.teacher.abstract(), parts.start.teacher_dtype)
-    if parts.start.lora is not None:
-        frozen["base"] = frozen["teacher"] or place(base, parts.start.teacher_dtype)
+    frozen: dict[str, Any] = {"teacher": None, "batch": _whole(work.constants, mesh)}
+    frozen |= {name: _placed(tree, rule_set, mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     # What starts as a teacher and what is drawn have the same shapes.
-    state = place(jax.eval_shape(build.first_state(parts.trained, tx, parts.objective), key, None))
-    apply = None if parts.teacher is None else parts.teacher.apply
-    step = build.step_of(cfg, parts.objective, parts.trained, apply, tx, parts.weights, None)
-    batch = _batch(parts, cfg["data"]["batch_size"], mesh)
+    first = jax.eval_shape(build.first_state(work.trained, tx, work.objective), key, None)
+    state = _placed(first, rule_set, mesh, None)
+    apply = None if work.teacher is None else work.teacher.apply
+    step = build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None)
+    batch = _batch(work.batch, cfg["data"]["batch_size"], mesh)
+    if work.weights is not None:  # one copy serves as teacher and as what is adapted
+        frozen.setdefault("base", frozen["teacher"])
     lowered = jax.jit(step, donate_argnums=0).lower(state, frozen, batch, _whole(key, mesh))
     kept = {name: getattr(state, name) for name in ("params", "target", "ema", "opt_state")}
-    kept |= {name: frozen[name] for name in ("teacher",) if frozen[name] is not None}
-    if frozen["teacher"] is None and "base" in frozen:
-        kept["base"] = frozen["base"]
+    kept |= {name: frozen[name] for name in work.frozen}
     return Plan(
         lowered,
-        _parameters(parts),
+        work.parameters,
         {name: size for name, tree in {**kept, "batch": batch}.items() if (size := device_bytes(tree))},
         float((lowered.cost_analysis() or {}).get("flops", np.nan)),
         cfg["data"]["batch_size"],
         mesh.size,
+    )
+
+
+def _captioned(cfg: dict[str, Any]) -> _Work:
+    parts = build.latent_parts(cfg, planning=True)
+    spec, start = parts.spec, parts.start
+    net = unet(spec.unet)
+    frozen = {} if parts.teacher is None else {"teacher": (parts.teacher.abstract(), start.teacher_dtype)}
+    parameters = {"U-Net": _count(net)}
+    if start.lora is not None:
+        if parts.teacher is None:
+            frozen["base"] = net.abstract(), start.teacher_dtype
+        parameters["adapters"] = _count(parts.trained)
+    told = {"context": _floats(spec.text.length, spec.unet.context_width)}
+    if spec.pooled_width is not None:
+        told["pooled"] = _floats(spec.pooled_width)
+    sizes = {"time_ids": jax.ShapeDtypeStruct((6,), jnp.int32)} if spec.unet.added_width else {}
+    return _Work(
+        parts.objective,
+        parts.trained,
+        parts.teacher,
+        frozen,
+        {"scale": _floats(), "uncond": told},
+        {"mean": _floats(*spec.latent_shape), "std": _floats(*spec.latent_shape), **told, **sizes},
+        parameters | {name: _count(network(spec, name)) for name in ("autoencoder", *text_networks(spec))},
+        parts.weights,
+    )
+
+
+def _noise_levels(cfg: dict[str, Any]) -> _Work:
+    objective, start = build.edm_parts(cfg, planning=True)
+    spec = start.spec
+    net, teacher, latent = network(spec, "network"), None, _floats(*spec.latent_shape)
+    if start.teacher is not None:
+        teacher = network(start.teacher.spec, "network")
+    return _Work(
+        objective,
+        net,
+        teacher,
+        {} if teacher is None else {"teacher": (teacher.abstract(), "float32")},
+        {"shift": latent, "scale": latent},
+        {"mean": latent, "std": latent},
+        {"network": _count(net), "autoencoder": _count(network(spec, "autoencoder"))},
     )
 
 
@@ -88,13 +142,12 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def _parameters(parts: build.Parts) -> dict[str, int]:
-    count = lambda tree: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-    spec = parts.spec
-    found = {"U-Net": count(unet(spec.unet).abstract())}
-    if parts.start.lora is not None:
-        found["adapters"] = count(parts.trained.abstract())
-    return found | {name: count(network(spec, name).abstract()) for name in ("autoencoder", *text_networks(spec))}
+def _count(net: Net) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(net.abstract()))
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _placed(tree: Any, rule_set: str, mesh: Mesh, dtype: str | None) -> Any:
@@ -108,27 +161,9 @@ def _whole(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree)
 
 
-def _constants(parts: build.Parts) -> dict[str, Any]:
-    told = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in _told(parts).items()}
-    return {"scale": jax.ShapeDtypeStruct((), jnp.float32), "uncond": told}
-
-
-def _told(parts: build.Parts) -> dict[str, tuple[int, ...]]:
-    """Shapes of a caption's entries."""
-    spec = parts.spec
-    told: dict[str, tuple[int, ...]] = {"context": (spec.text.length, spec.unet.context_width)}
-    if spec.pooled_width is not None:
-        told["pooled"] = (spec.pooled_width,)
-    return told
-
-
-def _batch(parts: build.Parts, size: int, mesh: Mesh) -> dict[str, Any]:
-    shapes = {"mean": parts.spec.latent_shape, "std": parts.spec.latent_shape, **_told(parts)}
-    dtypes = dict.fromkeys(shapes, jnp.float32)
-    if parts.spec.unet.added_width:
-        shapes["time_ids"], dtypes["time_ids"] = (6,), jnp.int32
+def _batch(sample: dict[str, Any], size: int, mesh: Mesh) -> dict[str, Any]:
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % split:
         raise ValueError(f"config.data.batch_size {size} does not divide over {split} devices (data x fsdp)")
     sharding = batch_sharding(mesh)
-    return {k: jax.ShapeDtypeStruct((size, *shape), dtypes[k], sharding=sharding) for k, shape in shapes.items()}
+    return {k: jax.ShapeDtypeStruct((size, *v.shape), v.dtype, sharding=sharding) for k, v in sample.items()}

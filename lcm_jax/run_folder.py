@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,15 @@ import numpy as np
 from lcm_jax import latent_norm
 from lcm_jax.build import Run
 from lcm_jax.data.image_loader import training_images
+from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.export import flax_folder
 from lcm_jax.models import flax_file, lora
+from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.objectives.base import condition_of
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
-from lcm_jax.source import FlaxFolder, image_networks, network, on_host, open_model, text_networks
+from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
 from lcm_jax.train import loop
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
 from lcm_jax.train.metrics import MetricsWriter
@@ -98,7 +100,7 @@ def open_folder(run: Run, where: Path) -> None:
     folder.write_text(config, json.dumps(run.config, indent=2) + "\n")
 
 
-def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[ModelSpec, dict[str, Params], int]:
+def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[Spec, dict[str, Params], int]:
     """A run's model: spec, networks (trained one from the checkpoint of `step`, newest if None) and that step.
 
     `weights` is "ema", "params" or "target". An unreadable newest checkpoint is passed over with a warning.
@@ -143,7 +145,7 @@ def merged(spec: ModelSpec, part: Params) -> Params:
     return lora.merge(open_model(record["base"], record["variant"]).load("unet"), part, record["alpha"])
 
 
-def trained(keep: Checkpointer, spec: ModelSpec, weights: str, step: int | None) -> tuple[str, Params, int | None]:
+def trained(keep: Checkpointer, spec: Spec, weights: str, step: int | None) -> tuple[str, Params, int | None]:
     """Name and parameters of the network that a checkpoint holds, on one device, and its step."""
     name = keep.describe_step(step)["trains"]
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -160,7 +162,7 @@ def lora_shapes(spec: ModelSpec) -> Params:
     return jax.eval_shape(lambda key: lora.init(key, network(spec, "unet").abstract(), config), jax.random.key(0))
 
 
-def newest(keep: Checkpointer, spec: ModelSpec, weights: str) -> tuple[str, Params, int | None]:
+def newest(keep: Checkpointer, spec: Spec, weights: str) -> tuple[str, Params, int | None]:
     """`trained` of the newest readable checkpoint; raises what the newest raised if none is."""
     first = None
     for step in keep.steps()[::-1]:
@@ -199,7 +201,7 @@ def export(
     return flax_folder.write(out, description, networks, to_bytes, dtype, overwrite, model.tokenizers)
 
 
-def recorded(spec: ModelSpec, where: str | Path, step: int, weights: str) -> ModelSpec:
+def recorded(spec: Spec, where: str | Path, step: int, weights: str) -> Spec:
     """The spec with how it was trained in `about`: step, weights, config, and the same of what the run went on from."""
     config = json.loads((Path(where) / CONFIG).read_text())
     before = {"before": spec.about["training"]} if "training" in spec.about else {}
@@ -221,13 +223,33 @@ def is_run(where: str | Path) -> bool:
     return (Path(where) / CHECKPOINTS).is_dir()
 
 
+def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]]) -> None:
+    """Writes noise levels of sampling into the description of an exported model.
+
+    Raises ValueError for levels that do not fall within the model's range, or a run.
+    """
+    if is_run(where):
+        raise ValueError(f"{where} is a run: export it first, its noise levels are kept in the exported folder")
+    spec = open_model(where).spec
+    kept = replace(spec, sigmas=tuple(tuple(map(float, levels)) for levels in sigmas))
+    folder.write_text(Path(where) / folder.DESCRIPTION, json.dumps(kept.to_json(), indent=2) + "\n")
+
+
+def takes_captions(source: str | Path, variant: str | None = None, kind: str | None = None) -> bool:
+    """Whether a run, or a model of any source, draws by captions; no weights are read."""
+    model = FlaxFolder(Path(source)) if is_run(source) else open_model(source, variant, kind)
+    return not isinstance(model.spec, EDMSpec)
+
+
 def pipeline(
     source: str | Path, step: int | None = None, weights: str = "ema", dtype: str | None = None
-) -> Pipeline:
+) -> Pipeline | EDMPipeline:
     """The pipeline of a run, or of any model (source.open_model); `dtype` is what the U-Net computes in."""
     if not is_run(source):
-        return Pipeline.load(source, dtype)
+        return Pipeline.load(source, dtype) if takes_captions(source) else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)
+    if isinstance(spec, EDMSpec):
+        return EDMPipeline(spec, params, {"model": str(source), "step": step, "weights": weights})
     if dtype is not None:
         cast = lambda leaf: jnp.asarray(leaf, dtype)
         spec, params = spec.computing_in(dtype), {**params, "unet": jax.tree.map(cast, params["unet"])}
@@ -236,8 +258,9 @@ def pipeline(
 
 
 def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, float]], None]:
-    """hook(step, state, metrics) that writes a grid of fixed prompts and seeds (or of reconstructions)."""
-    draw = reconstructions_drawer(run) if run.trains == "autoencoder" else prompts_drawer(run)
+    """hook(step, state, metrics) that writes a grid of fixed prompts and seeds (of seeds alone, or reconstructions)."""
+    drawers = {"autoencoder": reconstructions_drawer, "network": noise_drawer}
+    draw = drawers.get(run.trains, prompts_drawer)(run)
 
     def hook(step: int, state: State, metrics: Mapping[str, float]) -> None:
         images, about = draw(state.ema)
@@ -264,6 +287,21 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
         params = {"unet": whole(params, run.frozen), **run.networks}
         images = sampler(params, told, uncond, jnp.full(SHOWN, w), keys)
         return np.asarray(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
+
+    return draw
+
+
+def noise_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
+    """Samples from noise with one seed: a consistency model's in each number of steps, a denoiser's in 18."""
+    pipe = EDMPipeline(run.spec, run.networks)
+    counts = range(1, len(run.spec.sigmas) + 1) if run.spec.role == "consistency" else [pipe.default_steps]
+    samplers = [pipe.sampler(steps) for steps in counts]
+    keys = image_keys([""], SHOWN, seed=0)
+
+    def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
+        networks = {"network": params, **run.networks}
+        images = [np.asarray(sample(networks, keys)) for sample in samplers]
+        return np.concatenate(images), {"steps": list(counts), "seed": 0}
 
     return draw
 

@@ -14,9 +14,13 @@ import numpy as np
 from lcm_jax.captions import CaptionEncoder, Clip, caption_encoder
 from lcm_jax.data.shards import sha256
 from lcm_jax.models import clip_text
+from lcm_jax.models.adm import ADMConfig, adm
 from lcm_jax.models.autoencoder import AutoencoderConfig, autoencoder
 from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
+from lcm_jax.models.dit import DiTConfig, dit
+from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.functional import Net
+from lcm_jax.models.latent_statistics import latent_statistics
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec, PathSpec, TextSpec, build
 from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.typing import Params
@@ -29,30 +33,44 @@ from lcm_jax.weights.tensor_files import open_tensors
 ASSETS = Path(__file__).parent / "assets"
 TEXT = ("text_encoder", "text_encoder_2")
 PUBLISHED_W = GuidanceSpec(2.0, 14.0)  # of LCMs whose folders do not say (LCM section 5.1)
+Spec = ModelSpec | EDMSpec
 Place = Callable[[tuple[str, ...], np.ndarray], Any]  # (path, array) -> the leaf that stands for it
 
 
-def network(spec: ModelSpec, name: str) -> Net:
+def network(spec: Spec, name: str) -> Net:
     """The network of that name at the sizes a spec gives."""
     if name in TEXT:
         return clip_text.clip_text(spec.text.towers[TEXT.index(name)])
-    return {"unet": lambda: unet(spec.unet), "autoencoder": lambda: autoencoder(spec.autoencoder)}[name]()
+    make = {
+        "unet": lambda: unet(spec.unet),
+        "network": lambda: noise_network(spec.network),
+        "autoencoder": lambda: autoencoder(spec.autoencoder),
+        "statistics": lambda: latent_statistics(spec.latent_shape, spec.sigma_data),
+    }
+    return make[name]()
 
 
-def image_networks(spec: ModelSpec) -> list[str]:
-    """Names of the networks that pictures go through: the autoencoder, and a U-Net where there is one."""
+def noise_network(config: ADMConfig | DiTConfig) -> Net:
+    """The network of noise levels that a config gives the sizes of."""
+    return adm(config) if isinstance(config, ADMConfig) else dit(config)
+
+
+def image_networks(spec: Spec) -> list[str]:
+    """Names of the networks that pictures go through: what draws latents, where there is one, and the autoencoder."""
+    if isinstance(spec, EDMSpec):
+        return ["network", "autoencoder", "statistics"]
     return [name for name in ("unet", "autoencoder") if getattr(spec, name) is not None]
 
 
-def text_networks(spec: ModelSpec) -> list[str]:
+def text_networks(spec: Spec) -> list[str]:
     """Names of the caption encoders that come with a model."""
-    return list(TEXT[: len(spec.text.towers)])
+    return [] if isinstance(spec, EDMSpec) else list(TEXT[: len(spec.text.towers)])
 
 
 class Model(ABC):
     """A model that is not read yet: its description, and its networks when they are asked for."""
 
-    spec: ModelSpec
+    spec: Spec
     where: Path
 
     @abstractmethod
@@ -73,6 +91,8 @@ class Model(ABC):
     @property
     def tokenizers(self) -> list[Path]:
         """The folders of the tokenizers that come with the model, one a text encoder."""
+        if not text_networks(self.spec):
+            return []
         named = [self.where / part for part in diffusers_folder.TOKENIZERS["sdxl"]]
         return [path for path in named[: len(self.spec.text.towers)] if path.is_dir()]
 
@@ -94,7 +114,8 @@ class FlaxFolder(Model):
 
     def __init__(self, where: Path):
         self.where = where
-        self.spec = ModelSpec.from_json(folder.describe(where), str(where / folder.DESCRIPTION))
+        said = folder.describe(where)
+        self.spec = (EDMSpec if "network" in said else ModelSpec).from_json(said, str(where / folder.DESCRIPTION))
 
     def files(self, name: str) -> list[Path]:
         path = self.where / f"{name}.safetensors"
@@ -159,6 +180,8 @@ def open_model(source: str | os.PathLike, variant: str | None = None, kind: str 
     what can be given.
     """
     found = _open(source, variant, kind)
+    if kind is not None and isinstance(found.spec, EDMSpec):
+        raise ValueError(f"kind {kind!r} was asked for, but {source} holds a network of noise levels: leave it out")
     if kind is not None and found.spec.kind != kind:
         raise ValueError(f"kind {kind!r} was asked for, but {source} says that it predicts {found.spec.kind!r}")
     return found

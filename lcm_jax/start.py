@@ -8,12 +8,13 @@ from typing import Any
 
 from lcm_jax.families import FAMILIES
 from lcm_jax.models import presets
+from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.lora import LoraConfig
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.spec import build as build_dataclass
 from lcm_jax.models.unet import UNetConfig
 from lcm_jax.settings import call, known
-from lcm_jax.source import Model, open_model
+from lcm_jax.source import Model, Spec, open_model
 
 log = logging.getLogger(__name__)
 MODEL_KEYS = (
@@ -48,6 +49,8 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
     if source is None:
         raise ValueError("config.model.start is missing: give a model folder (an autoencoder's for a new U-Net)")
     found, started = opened(source, model, planning)
+    if isinstance(started, EDMSpec):
+        raise ValueError(f"{source} is a network of noise levels, without captions: give a text-to-image model")
     fresh = isinstance(model.get("unet"), str)
     sizes = presets.named(presets.UNETS, model["unet"]) if fresh else started.unet
     if sizes is None:
@@ -75,6 +78,8 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
     if model.get("teacher"):
         same = model["teacher"] == source
         teacher, teacher_spec = (found, started) if same else opened(model["teacher"], model, planning)
+        if isinstance(teacher_spec, EDMSpec):
+            raise ValueError(f"config.model.teacher {model['teacher']} is a network of noise levels, without captions")
         check_teacher(str(model["teacher"]), teacher_spec, spec)
         teacher_spec = teacher_spec.computing_in(teacher_dtype)
     lora = None
@@ -86,7 +91,7 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
     return Start(spec, fresh, found, teacher, teacher_spec, teacher_dtype, lora)
 
 
-def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | None, ModelSpec]:
+def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | None, Spec]:
     """A model and its description; ValueError where it is not of config.model.family."""
     family = model.get("family")
     if family is not None and family not in FAMILIES:

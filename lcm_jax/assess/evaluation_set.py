@@ -15,6 +15,7 @@ from lcm_jax.data.crop import Crop
 from lcm_jax.data.example import HELDOUT, TRAIN
 from lcm_jax.data.latent_rows import LatentRows
 from lcm_jax.evaluate.features import Images
+from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.spec import ModelSpec
 
 SPLITS = (HELDOUT, TRAIN)
@@ -54,7 +55,7 @@ def open_folder(
     folder: str | Path,
     reader: str | None,
     options: Mapping[str, Any],
-    spec: ModelSpec,
+    spec: ModelSpec | EDMSpec,
     tag: str | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Captioned], dict[str, np.ndarray]]:
@@ -64,7 +65,8 @@ def open_folder(
     with. Raises ValueError when the folder does not fit the model, or names no reader.
     """
     made = manifest.read(folder)
-    manifest.check_fits(made, spec.latent_shape, spec.unet.context_width)
+    told = {} if isinstance(spec, EDMSpec) else {"context_width": spec.unet.context_width}
+    manifest.check_fits(made, spec.latent_shape, **told)
     reader = reader or made.dataset.get("reader")
     if reader == made.dataset.get("reader"):
         options = {**made.dataset.get("options", {}), **options}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcm_jax.assess.evaluation_set import Captioned
+from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate.features import Images, fingerprint
 from lcm_jax.models.functional import Net
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
@@ -62,7 +63,7 @@ def batches(n: int) -> list[tuple[np.ndarray, int]]:
     return [(np.minimum(np.arange(i, i + size), n - 1), min(size, n - i)) for i in range(0, n, size)]
 
 
-def identity(pipe: Pipeline) -> str:
+def identity(pipe: Pipeline | EDMPipeline) -> str:
     """Hash of what the model is: its description and every weight."""
     leaves = jax.tree_util.tree_leaves_with_path(pipe.params)
     parts = [part for path, leaf in leaves for part in (jax.tree_util.keystr(path), np.asarray(leaf))]

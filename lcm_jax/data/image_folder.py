@@ -12,11 +12,13 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", 
 CAPTION_COLUMNS = ("text", "caption")
 
 
-def examples(folder: str | Path, tag: str | None = None, heldout: float = 0.1) -> list[Example]:
+def examples(
+    folder: str | Path, tag: str | None = None, heldout: float = 0.1, caption: str = ""
+) -> list[Example]:
     """Every image below `folder`, sorted by key (its path inside the folder).
 
     A metadata row holds `file_name` and `text` (or `caption`), and may hold `group`, `split` and `tags`. An
-    image that no row or .txt file names gets the caption "", which `data.check` reports. `group` is the key
+    image that no row or .txt file names gets `caption`; of "" `data.check` reports it. `group` is the key
     unless given.
     Raises FileNotFoundError for a missing folder and ValueError, with the line, for unreadable metadata.
     """
@@ -34,12 +36,12 @@ def examples(folder: str | Path, tag: str | None = None, heldout: float = 0.1) -
     if not rows:
         raise ValueError(f"image folder {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     rows.sort(key=lambda row: row["file_name"])
-    return with_tag([_example(folder, row, heldout) for row in rows], tag)
+    return with_tag([_example(folder, row, heldout, caption) for row in rows], tag)
 
 
-def _example(folder: Path, row: dict, heldout: float) -> Example:
+def _example(folder: Path, row: dict, heldout: float, default: str) -> Example:
     key = row["file_name"]
-    caption = next((row[c] for c in CAPTION_COLUMNS if row.get(c)), "")
+    caption = next((row[c] for c in CAPTION_COLUMNS if row.get(c)), default)
     group = str(row.get("group") or key)
     split = row.get("split") or split_of(group, heldout)
     if split not in (TRAIN, HELDOUT):

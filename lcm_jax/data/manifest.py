@@ -141,6 +141,24 @@ def element_stats(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return mean, std
 
 
+def statistics(folder: str | Path, per: str = "element") -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std [h, w, c] of unscaled latents, of every "element" or of every "channel" over the whole image.
+
+    Raises ValueError for another word, and for latents of which an element never changes.
+    """
+    if per not in ("element", "channel"):
+        raise ValueError(f"config.data.statistics is {per!r}; choose 'element' or 'channel'")
+    mean, std = element_stats(folder)
+    if per == "channel":
+        made = read(folder)
+        wide = lambda values: np.broadcast_to(np.asarray(values, np.float32), mean.shape)
+        mean, std = wide(made.channel_mean), wide(made.channel_std)
+    if not (std > 0).all():
+        where = tuple(int(i) for i in np.argwhere(~(std > 0))[0])
+        raise ValueError(f"{folder}: element {where} of the latents never changes: set data.statistics to 'channel'")
+    return mean, std
+
+
 def check_fits(
     manifest: Manifest,
     latent_shape: tuple[int, ...],

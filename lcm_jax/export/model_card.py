@@ -41,19 +41,31 @@ def facts(description: Mapping[str, Any], networks: Mapping[str, Params], weight
     for name, tree in networks.items():
         told[name] = f"{sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M parameters"
     told["pictures"] = f"{description['image_size']} x {description['image_size']} pixels"
+    if "network" in description:
+        return rows(told | noise_facts(description))
     if description["role"] != "autoencoder":
         path = description["path"]
         snr = ", zero terminal SNR" if path["zero_terminal_snr"] else ""
         told["prediction"] = description["kind"]
         told["noise schedule"] = f"{path['schedule']}, T = {path['T']}{snr}"
         told["captions"] = f"{description['text']['encoder']}, {description['text']['length']} tokens"
-    if guidance := description["guidance"]:
+    if guidance := description.get("guidance"):
         told["guidance w"] = (
             f"trained on [{guidance['w_min']:g}, {guidance['w_max']:g}], as {guidance['convention']}; "
             "the usual guidance scale is w + 1"
         )
         told["steps"] = ", ".join(map(str, description["steps"]))
     return rows(told)
+
+
+def noise_facts(description: Mapping[str, Any]) -> dict[str, str]:
+    """What one must know of a network of noise levels."""
+    low, high = description["sigma_min"], description["sigma_max"]
+    told = {"noise": f"VE, sigma {low:g} to {high:g}, latents at sigma_data {description['sigma_data']:g}"}
+    if description["role"] == "consistency":
+        lists = (", ".join(f"{level:g}" for level in levels) for levels in description["sigmas"])
+        told |= {f"noise levels of {n} step{'s' * (n > 1)}": levels for n, levels in enumerate(lists, 1)}
+    return told
 
 
 def rows(told: Mapping[str, Any]) -> str:
@@ -77,6 +89,8 @@ def default_steps(description: Mapping[str, Any]) -> int:
 
 def usage(where: str, description: Mapping[str, Any], heading: str = "## Use") -> str:
     """Three lines of Python and one of shell."""
+    if "network" in description:
+        return noise_usage(where, description, heading)
     steps, w = default_steps(description), default_w(description)
     return f"""{heading}
 
@@ -88,6 +102,22 @@ images = pipe("a red heart", steps={steps}, w={w:g}, seed=0, n=4)  # uint8 [4, H
 
 ```bash
 python -m launch.sample --model {where} --prompt "a red heart" --steps {steps} --w {w:g}
+```"""
+
+
+def noise_usage(where: str, description: Mapping[str, Any], heading: str) -> str:
+    """The same of a network of noise levels."""
+    steps = min(2, len(description["sigmas"])) if description["role"] == "consistency" else 18
+    return f"""{heading}
+
+```python
+from lcm_jax.edm_pipeline import EDMPipeline
+pipe = EDMPipeline.load({where!r})
+images = pipe(16, steps={steps}, seed=0)  # uint8 [16, H, W, 3]
+```
+
+```bash
+python -m launch.sample --model {where} --n 16 --steps {steps}
 ```"""
 
 

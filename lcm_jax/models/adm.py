@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
 from lcm_jax.models.attention import attend
+from lcm_jax.models.dropout import drop
 from lcm_jax.models.functional import Net, functional
 from lcm_jax.models.layers import Image, Resized, conv, double, time_features
 from lcm_jax.models.norms import norm
@@ -96,13 +97,6 @@ class Block(nnx.Module):
         b, h, w, c = x.shape
         q, k, v = jnp.split(self.qkv(self.norm2(x)).reshape(b, h * w, 3 * c), 3, axis=-1)
         return self.proj(attend(q, k, v, self.heads).reshape(x.shape))
-
-
-def drop(x: Image, share: float, key: Key[Array, ""] | None) -> Image:
-    """Sets a share of the elements to zero and scales up the rest; without a key all are kept."""
-    if key is None or not share:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - share, x.shape), x / (1 - share), 0).astype(x.dtype)
 
 
 class ADM(nnx.Module):

@@ -5,6 +5,7 @@ from typing import TypeVar
 from lcm_jax.models.adm import ADMConfig
 from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
+from lcm_jax.models.dit import DiTConfig
 from lcm_jax.models.unet import UNetConfig
 
 UNETS = {
@@ -56,6 +57,16 @@ ADMS = {
     # 158.4 M, 32 x 32 x 4 latents of 256 px pictures: CelebA-HQ, LSUN Church, FFHQ (arXiv 2502.01441).
     "latent32": ADMConfig(),
 }
+
+DITS = {
+    # 5.3 M: the emoji's 8 x 8 x 12 latents, every one a token.
+    "dit_emoji": DiTConfig(side=8, in_channels=12, patch=1, width=192, depth=8, heads=6),
+    # For tests.
+    "dit_tiny": DiTConfig(side=4, in_channels=4, patch=2, width=16, depth=2, heads=2),
+    # 130 M, 32 x 32 x 4 latents of 256 px pictures: DiT-B/2.
+    "dit_b2": DiTConfig(),
+}
+NOISE_NETWORKS = ADMS | DITS  # of noise levels, one name each
 
 AUTOENCODERS = {
     "emoji": AutoencoderConfig(

@@ -1,6 +1,6 @@
 """Improved latent consistency training: iCT with four changes that latents need (arXiv 2502.01441).
 
-The fifth, non-scaling LayerNorm, is a choice of the network (models.adm, norm "ns_layer").
+The fifth, non-scaling LayerNorm, is a choice of the network (norm "ns_layer" of models.adm, models.dit).
 """
 
 from functools import partial

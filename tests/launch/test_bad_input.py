@@ -66,7 +66,7 @@ SPOILED = [
     ({}, {"objective": {"skp": 3}}, "objective 'lcd' has no setting skp"),
     ({"objective": {"name": "lcf", "w_width": 8}}, {}, "has no use for config.model.teacher"),
     ({"objective": {"name": "diffusion"}}, {}, "config.model.w_width is 8: objective 'diffusion' has none"),
-    ({"objective": {"name": "ict"}}, {}, "objective 'ict' trains networks of noise levels"),
+    ({"objective": {"name": "ict"}}, {}, "config.model has no key 'w_width'; it takes: start"),
     ({"objective": {}}, {}, "config.objective lacks name"),
     ({}, {"optimizer": {"name": "adam"}}, "unknown optimizer 'adam'"),
     ({}, {"optimizer": {"learning_rate": 1}}, "config.optimizer has no key 'learning_rate'"),

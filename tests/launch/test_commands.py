@@ -21,7 +21,7 @@ def command(*arguments):
         (("launch.sample", "--model=m", "--prompt=a", "--w=1", "--guidance=2"), "--w and --guidance exclude each"),
         (("launch.sample", "--prompt=a"), "give either --checkpoint RUN or --model FOLDER"),
         (("launch.sample", "--model=m", "--checkpoint=c", "--prompt=a"), "give either --checkpoint RUN"),
-        (("launch.sample", "--model=m"), "nothing to draw: give --prompt or a --prompts file"),
+        (("launch.sample", "--model=emoji-teacher"), "nothing to draw: give --prompt or a --prompts file"),
         (("launch.sample", "--model=m", "--step=3", "--prompt=a"), "--step and --weights choose among"),
         (("launch.sample", "--model=m", "--promt=a"), "promt"),
         (("launch.encode", "--model=m", "--out=o"), "give --reader NAME, or --folder PICTURES"),

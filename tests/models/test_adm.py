@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcm_jax.models.adm import ADMConfig, adm, drop, halve
+from lcm_jax.models.adm import ADMConfig, adm, halve
+from lcm_jax.models.dropout import drop
 from lcm_jax.models.layers import double
 from lcm_jax.models.norms import NORMS
 from lcm_jax.models.presets import ADMS, named

@@ -1,0 +1,67 @@
+"""What one must know of a network of noise levels besides its weights, as a JSON value."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+from lcm_jax.models.adm import ADMConfig
+from lcm_jax.models.autoencoder import AutoencoderConfig
+from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
+from lcm_jax.models.dit import DiTConfig
+from lcm_jax.models.spec import FORMAT, build
+
+
+@dataclass(frozen=True)
+class EDMSpec:
+    """A denoiser ("diffusion") or a consistency model of VE noise, read by EDM's preconditioning (EDM Tab. 1).
+
+    Its latents are those of the autoencoder less their mean and divided by their std, times `sigma_data`; both are
+    arrays beside the weights (models.latent_statistics). Raises ValueError for a network that does not fit the
+    autoencoder, and noise levels that do not fall from `sigma_max` to above `sigma_min`.
+    """
+
+    role: Literal["diffusion", "consistency"]
+    image_size: int  # pixels
+    network: ADMConfig | DiTConfig
+    autoencoder: AutoencoderConfig | TinyAutoencoderConfig
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0  # of the grid between them (EDM eq. 5)
+    time_scale: float = 250.0  # of ln sigma, as the network is told it
+    sigmas: tuple[tuple[float, ...], ...] = ((80.0,), (80.0, 0.5286))  # of sampling in 1, 2, ... steps
+    about: dict[str, Any] = field(default_factory=dict)  # licence, attribution, how it was trained
+
+    def __post_init__(self) -> None:
+        factor, side = self.autoencoder.factor, self.network.side
+        if self.image_size != side * factor or self.network.in_channels != self.autoencoder.latent_channels:
+            made = f"{self.image_size // factor} x {self.image_size // factor} x {self.autoencoder.latent_channels}"
+            raise ValueError(
+                f"the network takes latents of {side} x {side} x {self.network.in_channels}, the autoencoder makes "
+                f"{made} of pictures of {self.image_size} pixels: choose another config.model.network"
+            )
+        for n, levels in enumerate(self.sigmas, 1):
+            falls = all(after < before for before, after in pairwise((*levels, self.sigma_min)))
+            if len(levels) != n or not falls or levels[0] > self.sigma_max:
+                raise ValueError(
+                    f"sigmas[{n - 1}] is {list(levels)}: give {n} noise levels that fall from at most "
+                    f"{self.sigma_max:g} to above {self.sigma_min:g}"
+                )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[h, w, c] of one latent."""
+        return self.network.side, self.network.side, self.network.in_channels
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value that `from_json` reads back."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_json(value: dict[str, Any], source: str = "model.json") -> "EDMSpec":
+        """The spec written by `to_json`; ValueError names an unknown key, a missing one or a newer format."""
+        value = dict(value)
+        if (found := value.pop("format", None)) != FORMAT:
+            raise ValueError(f"{source} has format {found}, this version reads {FORMAT}: export the model again")
+        return build(EDMSpec, value, source)

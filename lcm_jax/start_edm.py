@@ -1,0 +1,92 @@
+"""Where a run of a network of noise levels goes on from: its description, first weights, teacher, autoencoder."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from lcm_jax.models import presets
+from lcm_jax.models.edm_spec import EDMSpec
+from lcm_jax.models.spec import build as build_dataclass
+from lcm_jax.objectives import base
+from lcm_jax.objectives.consistency import Consistency
+from lcm_jax.settings import known
+from lcm_jax.source import Model, open_model
+from lcm_jax.start import opened
+
+SWITCHES = ("norm", "dropout", "dtype", "remat")  # of the network, beside its preset
+MODEL_KEYS = ("start", "teacher", "family", "variant", "network", *SWITCHES, "about")
+
+
+@dataclass(frozen=True)
+class EDMStart:
+    """What a run goes on from; weights are not read yet."""
+
+    spec: EDMSpec  # of what is trained
+    model: Model | None  # its autoencoder; its first weights and latent statistics unless `fresh`
+    fresh: bool  # a new network, rather than the model's
+    teacher: Model | None
+
+
+def starting_point(
+    model: dict[str, Any], objective: base.Objective, name: str, planning: bool = False
+) -> EDMStart:
+    """Reads config.model: `start` gives the autoencoder and, if it is of noise levels itself, the first weights.
+
+    `network` names the preset of a new network; `teacher` is the denoiser to distil, alone also the start. `family`
+    says whose autoencoder it is; `planning` takes its description in the place of a model that is not there.
+    Raises ValueError naming the key.
+    """
+    if not isinstance(model, dict):
+        raise ValueError(f"config.model is {model!r}: give a dict of {', '.join(MODEL_KEYS)}")
+    known(model, MODEL_KEYS, "config.model")
+    source = model.get("start") or model.get("teacher")
+    if source is None:
+        raise ValueError("config.model.start is missing: give a model folder, whose autoencoder made the latents")
+    found, started = opened(source, model, planning)
+    fresh = not isinstance(started, EDMSpec)
+    if fresh and not model.get("network"):
+        raise ValueError(f"{source} holds no network of noise levels: name a preset in config.model.network")
+    if not fresh and model.get("network"):
+        raise ValueError(f"{source} is the network to go on with: leave config.model.network out")
+    sizes = presets.named(presets.NOISE_NETWORKS, model["network"]) if fresh else started.network
+    changes = {name: model[name] for name in SWITCHES if model.get(name) is not None}
+    if not fresh and changes.get("norm", sizes.norm) != sizes.norm:
+        raise ValueError(f"config.model.norm is {changes['norm']!r}, the weights of {source} are of {sizes.norm!r}")
+    boundary, reading = getattr(objective, "boundary", None), objective.reading
+    spec = build_dataclass(
+        EDMSpec,
+        {
+            "role": "consistency" if isinstance(objective, Consistency) else "diffusion",
+            "image_size": sizes.side * started.autoencoder.factor,
+            "network": build_dataclass(type(sizes), dataclasses.asdict(sizes) | changes, "config.model"),
+            "autoencoder": started.autoencoder,
+            "sigma_data": reading.sigma_data,
+            "time_scale": reading.time_scale,
+            **({} if boundary is None else {"sigma_min": boundary.sigma_min}),
+            "about": {**started.about, **(model.get("about") or {})},
+        },
+        "config.model",
+    )
+    if not fresh:
+        agree(str(source), started, spec)
+    teacher = None
+    if model.get("teacher"):
+        teacher = open_model(model["teacher"])
+        if not isinstance(teacher.spec, EDMSpec) or teacher.spec.role != "diffusion":
+            raise ValueError(f"config.model.teacher {model['teacher']} is no denoiser: train one by objective edm")
+        agree(str(model["teacher"]), teacher.spec, spec)
+    if objective.needs_teacher and teacher is None:
+        raise ValueError(f"objective {name!r} distils: set config.model.teacher to the folder of a denoiser")
+    if teacher is not None and not objective.needs_teacher:
+        raise ValueError(f"objective {name!r} has no use for config.model.teacher: name it in config.model.start")
+    return EDMStart(spec, found, fresh, teacher)
+
+
+def agree(name: str, given: EDMSpec, wanted: EDMSpec) -> None:
+    """Raises ValueError where weights are read in another way than they were trained."""
+    for what in ("latent_shape", "sigma_data", "time_scale"):
+        if getattr(given, what) != getattr(wanted, what):
+            raise ValueError(
+                f"{name} has {what} {getattr(given, what)}, the objective {getattr(wanted, what)}: "
+                f"set config.objective.{what} to the former"
+            )

@@ -1,0 +1,276 @@
+"""Networks of noise levels through the house: trained, drawn from, exported, distilled, tuned, planned."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from lcm_jax import build, drawing, encoding, exporting, planning, run_folder
+from lcm_jax.assess import evaluation_set, noise_evaluation
+from lcm_jax.data import manifest
+from lcm_jax.edm_pipeline import EDMPipeline
+from lcm_jax.evaluate import grid
+from lcm_jax.evaluate.features import FeatureNet
+from lcm_jax.models.edm_spec import EDMSpec
+from lcm_jax.pipeline import Pipeline
+from lcm_jax.source import open_model
+
+ROOT = Path(__file__).parents[2]
+SIDE = 32  # pixels; 4 x 4 x 4 latents, those of the preset "tiny"
+OFTEN = {"log_steps": 1, "checkpoint_steps": 2, "sample_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def latents(data):
+    where = data.root / "latents32"
+    options = {"folder": str(data.pictures)}
+    encoding.encode(data.autoencoder, "image_folder", options, where, 8, 10, size=SIDE, progress=False)
+    return where
+
+
+@pytest.fixture(scope="module")
+def made(data, latents):
+    """A denoiser and what becomes of it, and a model trained from nothing."""
+
+    def go(name, objective, model, **changes):
+        config = tiny.config(objective, model, latents, steps=3, **changes)
+        state = run_folder.train(build.run(config), data.root / f"edm_{name}", progress=False)
+        run = data.root / f"edm_{name}"
+        exported = exporting.export(run, data.root / f"edm_{name}_exported")
+        return SimpleNamespace(run=run, state=state, exported=exported, config=config)
+
+    start = {"start": str(data.autoencoder), "network": "tiny", "norm": "group"}
+    edm = go("edm", {"name": "edm", "time_scale": 250.0}, start, loop=OFTEN)
+    return SimpleNamespace(
+        edm=edm,
+        cd=go("cd", {"name": "cd", "intervals": 5}, {"teacher": str(edm.exported)}),
+        ect=go("ect", {"name": "ect", "stage_steps": 2}, {"start": str(edm.exported)}),
+        slct=go("slct", {"name": "slct", "s1": 20}, {**start, "norm": "ns_layer"}, loop=OFTEN),
+    )
+
+
+def test_every_method_makes_a_model_that_says_what_it_is(made):
+    roles = {name: open_model(run.exported).spec.role for name, run in vars(made).items()}
+    assert roles == {"edm": "diffusion", "cd": "consistency", "ect": "consistency", "slct": "consistency"}
+    spec = open_model(made.slct.exported).spec
+    assert isinstance(spec, EDMSpec) and spec.image_size == SIDE and spec.latent_shape == (4, 4, 4)
+    assert (spec.network.norm, spec.sigma_min, spec.sigma_data) == ("ns_layer", 0.002, 0.5)
+    assert open_model(made.ect.exported).spec.sigma_min == 0  # its f is the identity at the data
+    assert EDMSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    training = spec.about["training"]
+    assert training["step"] == 3 and training["config"]["objective"] == {"name": "slct", "s1": 20, "steps": 3}
+    card = (made.slct.exported / "README.md").read_text()
+    assert "EDMPipeline.load" in card and "noise levels of 2 steps | 80, 0.5286" in card and "--n 16 --steps 2" in card
+    assert "--n 16 --steps 18" in (made.edm.exported / "README.md").read_text()
+
+
+def test_weights_move_and_go_on_from_where_they_were(made):
+    leaves = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    edm = leaves(made.edm.state.ema)
+    for run in (made.cd, made.ect):
+        moved = np.abs(leaves(run.state.params) - edm)
+        assert 0 < moved.max() < 0.05  # three updates at 1e-3, not new weights
+    assert made.cd.state.target is not None and made.ect.state.target is None
+    fresh = build.run(made.slct.config)
+    fresh.loader.close()
+    assert 0 < np.abs(leaves(fresh.init().params) - leaves(made.slct.state.params)).max() < 0.05
+
+
+def test_statistics_are_those_of_the_data_and_travel_with_the_weights(made, latents):
+    mean, std = manifest.element_stats(latents)
+    for run in (made.edm, made.cd):
+        kept = tiny.tree(run.exported, "statistics")
+        np.testing.assert_array_equal(kept["mean"], mean)
+        np.testing.assert_array_equal(kept["std"], std)
+    channel_mean, channel_std = manifest.statistics(latents, "channel")
+    assert channel_mean.shape == mean.shape and np.ptp(channel_mean, axis=(0, 1)).max() == 0
+    np.testing.assert_allclose(channel_mean[0, 0], mean.mean((0, 1)), atol=1e-4)
+    assert (channel_std > 0).all()
+    with pytest.raises(ValueError, match="data.statistics is 'pixel'; choose 'element' or 'channel'"):
+        manifest.statistics(latents, "pixel")
+
+
+def test_what_the_step_sees_has_the_spread_of_sigma_data(made):
+    run = build.run(made.slct.config)
+    batch = next(run.loader)
+    run.loader.close()
+    assert set(run.place(batch)) == {"mean", "std"}
+    shift, scale = (np.asarray(run.frozen["batch"][name]) for name in ("shift", "scale"))
+    seen = (batch["mean"] - shift) * scale
+    spread = np.sqrt(seen.var() + np.square(batch["std"] * scale).mean())  # of samples: means and posteriors
+    assert 0.4 < spread < 0.6 and abs(seen.mean()) < 0.1
+    back = run.networks["statistics"]
+    again = seen * (back["std"] / 0.5) + back["mean"]
+    np.testing.assert_allclose(again, batch["mean"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name, steps", [("edm", 3), ("slct", 2)])
+def test_a_run_and_its_export_draw_the_same(made, name, steps, tmp_path):
+    run = getattr(made, name)
+    here, there = run_folder.pipeline(run.run), run_folder.pipeline(run.exported)
+    assert isinstance(here, EDMPipeline) and isinstance(there, EDMPipeline)
+    a, b = here(5, steps=steps, batch=2), there(5, steps=steps, batch=4)
+    assert a.shape == (5, SIDE, SIDE, 3) and a.dtype == np.uint8
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(here(2, steps=steps), a[:2])  # whatever else is drawn
+    assert (here(2, steps=steps, seed=1) != a[:2]).any()
+    path, chosen = drawing.draw_from_noise(there, tmp_path, n=4, steps=steps, progress=False)
+    assert len(list(tmp_path.iterdir())) == 5 and grid.settings(path)["steps"] == steps
+    assert chosen["evaluations"] == there.nfe(steps) == {"edm": 5, "slct": 2}[name]
+
+
+def test_pictures_while_training_show_every_number_of_steps(made):
+    (path,) = (made.slct.run / "samples").iterdir()
+    assert grid.settings(path) == {"step": 3, "steps": [1, 2], "seed": 0}
+    (path,) = (made.edm.run / "samples").iterdir()
+    assert grid.settings(path)["steps"] == [18]
+
+
+def test_noise_levels_can_be_chosen_and_are_checked(made):
+    pipe = EDMPipeline.load(made.slct.exported)
+    assert pipe(2, sigmas=(80.0, 1.5, 0.3)).shape == (2, SIDE, SIDE, 3)
+    np.testing.assert_array_equal(pipe(2, sigmas=(80.0, 0.5286)), pipe(2, steps=2))
+    for call, message in (
+        ({"steps": 3}, "noise levels for 1 to 2 steps, not 3"),
+        ({"sigmas": (1.0, 2.0)}, "noise levels must fall"),
+        ({"sigmas": (80.0, 0.001)}, "not above 0.002"),
+        ({"sigmas": (80.0,), "steps": 2}, "leave steps out"),
+        ({"n": 0}, "nothing to draw"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(**call)
+    with pytest.raises(ValueError, match="a denoiser takes steps"):
+        EDMPipeline.load(made.edm.exported)(1, sigmas=(80.0,))
+
+
+def test_the_command_draws_and_says_what_has_no_meaning(made, tmp_path):
+    def sample(*flags):
+        command = [sys.executable, "-m", "launch.sample", "--out", str(tmp_path / "out"), *flags]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = sample("--checkpoint", str(made.slct.run), "--n", "3", "--sigmas", "80,0.4")
+    assert done.returncode == 0, done.stderr
+    assert "consistency, 2 steps (2 network evaluations), seed 0" in done.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    done = sample("--model", str(made.slct.exported), "--prompt", "a cat")
+    assert done.returncode == 1 and "this model draws from noise alone: leave --prompt out" in done.stderr
+
+
+def test_a_run_goes_on_to_the_same_weights(made, data):
+    config = {**made.slct.config, "loop": {"log_steps": 1, "checkpoint_steps": 1}}
+    half = {**config, "steps": 2, "objective": {**config["objective"], "steps": 3}}
+    whole = {**half, "steps": 3}
+    run_folder.train(build.run(half), data.root / "edm_half", progress=False)
+    again = run_folder.train(build.run(whole), data.root / "edm_half", progress=False)
+    jax.tree.map(np.testing.assert_array_equal, again.params, made.slct.state.params)
+    longer = {**whole, "steps": 4, "objective": {"name": "slct", "s1": 20}}
+    with pytest.raises(ValueError, match="config differs in objective"):  # its curriculum would be another
+        run_folder.train(build.run(longer), data.root / "edm_half", progress=False)
+
+
+def test_plans_are_made_from_shapes_alone(made, latents):
+    plan = planning.plan(made.cd.config)
+    assert plan.parameters["network"] == sum(leaf.size for leaf in jax.tree.leaves(made.cd.state.params))
+    assert {"params", "target", "ema", "teacher", "batch"} <= set(plan.bytes) and plan.flops > 0
+    paper = tiny.config(
+        {"name": "slct"},
+        {"start": "models/absent", "family": "sd15", "network": "latent32"},
+        latents,
+        steps=100,
+    )
+    _, start = build.edm_parts(paper, planning=True)
+    assert start.spec.image_size == 256 and start.spec.latent_shape == (32, 32, 4) and start.model is None
+
+
+@pytest.mark.parametrize(
+    "objective, model, message",
+    [
+        ({"name": "slct"}, {"start": "AUTOENCODER"}, "of noise levels: name a preset in config.model.network"),
+        ({"name": "slct"}, {"network": "tiny"}, "config.model.start is missing"),
+        ({"name": "slct"}, {"start": "AUTOENCODER", "network": "tiny", "nrom": "group"}, "did you mean 'norm'"),
+        ({"name": "slct"}, {"start": "AUTOENCODER", "network": "emoji"}, "takes latents of 8 x 8 x 12"),
+        ({"name": "ect", "stage_steps": 2}, {"start": "EDM", "network": "tiny"}, "leave config.model.network out"),
+        ({"name": "ect", "stage_steps": 2}, {"start": "EDM", "norm": "layer"}, "the weights of .* are of 'group'"),
+        ({"name": "ect", "stage_steps": 2, "sigma_data": 1.0}, {"start": "EDM"}, "sigma_data 0.5, the objective 1.0"),
+        ({"name": "cd"}, {"start": "EDM"}, "distils: set config.model.teacher"),
+        ({"name": "ct", "steps": 3}, {"teacher": "EDM"}, "has no use for config.model.teacher"),
+        ({"name": "cd"}, {"teacher": "SLCT"}, "is no denoiser"),
+        ({"name": "diffusion"}, {"start": "EDM"}, "a network of noise levels, without captions"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_compiles(made, data, latents, objective, model, message):
+    places = {"AUTOENCODER": data.autoencoder, "EDM": made.edm.exported, "SLCT": made.slct.exported}
+    model = {key: str(places.get(value, value)) for key, value in model.items()}
+    with pytest.raises(ValueError, match=message):
+        build.run(tiny.config(objective, model, latents))
+
+
+def test_other_formats_and_other_pipelines_refuse_it(made, data, tmp_path):
+    with pytest.raises(ValueError, match="a network of noise levels, which diffusers has no place for"):
+        exporting.export(made.slct.exported, tmp_path / "out", "diffusers")
+    with pytest.raises(ValueError, match="network of noise levels"):
+        Pipeline.load(made.slct.exported)
+    with pytest.raises(ValueError, match="is no network of noise levels"):
+        EDMPipeline.load(data.autoencoder)
+
+
+def test_specs_say_what_does_not_fit(made):
+    spec = open_model(made.slct.exported).spec.to_json()
+    for change, message in (
+        ({"sigmas": [[80.0], [0.5, 80.0]]}, r"sigmas\[1\] is \[0.5, 80.0\]: give 2 noise levels that fall"),
+        ({"sigmas": [[81.0]]}, "from at most 80"),
+        ({"image_size": 64}, "the autoencoder makes 8 x 8 x 4 of pictures of 64 pixels"),
+        ({"format": 7}, "has format 7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EDMSpec.from_json({**spec, **change})
+
+
+@pytest.fixture(scope="module")
+def judge(made, latents):
+    looks = FeatureNet("means", "0", lambda x: x.astype(np.float32).mean((1, 2)) / 255)
+    found, _ = evaluation_set.open_folder(latents, None, {}, open_model(made.slct.exported).spec, progress=False)
+    return noise_evaluation.Judge(found, looks, 8)
+
+
+def test_scores_know_real_pictures_from_noise_and_are_made_once(made, judge, tmp_path):
+    pipe = EDMPipeline.load(made.slct.exported)
+    plan = noise_evaluation.Plan((1, 2), (0, 1), 8)
+    result = noise_evaluation.evaluate(pipe, judge, plan, tmp_path, progress=False)
+    drawn = [(e["steps"], e["seed"], len(e["times"])) for e in result["entries"]]
+    assert drawn == [(1, 0, 1), (2, 0, 2), (1, 1, 1), (2, 1, 2)]
+    assert result["references"]["real"]["fd - floor"] == 0 < result["references"]["real"]["fd"]
+    assert min(e["scores"]["fd"] for e in result["entries"]) > result["references"]["real"]["fd"]  # untrained
+    table = (tmp_path / "table.md").read_text()
+    assert "consistency, 2" in table and "+-" in table and "blurred" in table and "KID-means x 1000" in table
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["entries"] == result["entries"] and written["protocol"]["n"] == judge.n == 8
+    more = noise_evaluation.Plan((1, 2), (0, 1, 2), 8)
+    again = noise_evaluation.evaluate(pipe, judge, more, tmp_path, progress=False)
+    assert again["entries"][:4] == result["entries"] and len(again["entries"]) == 6
+    with pytest.raises(ValueError, match="noise levels for 1 to 2 steps, not 3"):
+        noise_evaluation.evaluate(pipe, judge, noise_evaluation.Plan((3,), (0,)), tmp_path, progress=False)
+
+
+def test_the_best_noise_levels_are_found_and_kept_with_the_weights(made, judge, tmp_path):
+    out = exporting.export(made.slct.run, tmp_path / "out", msgpack=False)
+    pipe = EDMPipeline.load(out)
+    found = noise_evaluation.best_sigmas(pipe, judge, 2, progress=False)
+    assert found.best[0] == (80.0,) and len(found.best[1]) == 2 and len(found.tried) > 4
+    assert found.scores[1] == min(score for sigmas, score in found.tried.items() if len(sigmas) == 2)
+    pictures = pipe(8, sigmas=found.best[1])
+    assert judge.score(pictures)["kid"] == found.scores[1]
+    run_folder.keep_sigmas(out, found.best)
+    kept = EDMPipeline.load(out)
+    assert kept.spec.sigmas == tuple(found.best)
+    np.testing.assert_array_equal(kept(8, steps=2), pictures)
+    with pytest.raises(ValueError, match="export it first"):
+        run_folder.keep_sigmas(made.slct.run, found.best)
+    with pytest.raises(ValueError, match="this one is a denoiser"):
+        noise_evaluation.best_sigmas(EDMPipeline.load(made.edm.exported), judge, 2)

@@ -1,0 +1,127 @@
+"""The diffusion transformer: its published size, its start at zero, its patches, labels, dropout and switches."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcm_jax.models.dit import DiTConfig, dit, positions
+from lcm_jax.models.norms import NORMS
+from lcm_jax.models.presets import DITS, named
+
+SMALL = DiTConfig(side=4, in_channels=3, patch=2, width=16, depth=2, heads=2)
+
+
+def size(cfg):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(dit(cfg).abstract()))
+
+
+def awake(cfg, seed=0):
+    """The network and parameters in which nothing is zero any more."""
+    net, rng = dit(cfg), np.random.default_rng(seed)
+    draw = lambda leaf: (rng.normal(size=leaf.shape) * 0.3).astype(leaf.dtype)
+    return net, jax.tree.map(draw, net.abstract())
+
+
+@pytest.fixture(scope="module")
+def batch():
+    keys = jax.random.split(jax.random.key(0), 2)
+    return jax.random.normal(keys[0], (3, 4, 4, 3)), 250 * jnp.log(jnp.array([0.002, 1.0, 80.0]))
+
+
+def test_the_size_of_dit_b2_is_met():
+    """DiT-B has 130 M (arXiv 2212.09748, Tab. 1); here with labels, layers' own biases and a root-mean-square norm."""
+    labelled = size(replace(named(DITS, "dit_b2"), classes=1000))
+    width, depth = 768, 12
+    block = 18 * width**2 + 15 * width  # 12 w^2 of attention and MLP, 6 w^2 of modulation; biases; two scales less one
+    assert abs(labelled - 130e6) < 1.5e6
+    assert size(named(DITS, "dit_b2")) == pytest.approx(depth * block, rel=0.02)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_fresh_network_answers_zero_whatever_its_norm(name, batch):
+    net = dit(replace(SMALL, norm=name))
+    assert not np.asarray(net.apply(net.init(jax.random.key(1)), *batch)).any()
+
+
+def test_noise_level_and_every_pixel_reach_the_output(batch):
+    net, params = awake(SMALL)
+    x, noise = batch
+    out = net.apply(params, x, noise)
+    assert out.shape == x.shape
+    assert float(jnp.abs(net.apply(params, x, noise + 100) - out).max()) > 1e-3
+    grad = jax.grad(lambda x: net.apply(params, x, noise)[0, 0, 0, 0])(x)
+    assert float(jnp.abs(grad[0]).min()) > 0 and not np.asarray(grad[1:]).any()  # one image does not see another
+
+
+def test_patches_go_back_to_where_they_came_from(batch):
+    """With blocks and modulation asleep and linear maps that are identities, the output is the norm of the input."""
+    cfg = replace(SMALL, width=16, in_channels=4, norm="rms")
+    net = dit(cfg)
+    params = jax.tree.map(np.asarray, net.init(jax.random.key(0)))
+    params["patches"]["kernel"] = params["out"]["kernel"] = np.eye(16, dtype=np.float32)
+    x = 100 * jax.random.normal(jax.random.key(1), (2, 4, 4, 4))  # large beside the positions
+    out = net.apply(params, x, jnp.zeros(2))
+    patch = np.asarray(x).reshape(2, 2, 2, 2, 2, 4)
+    expected = x / np.broadcast_to(np.sqrt((patch**2).mean((2, 4, 5), keepdims=True)), patch.shape).reshape(x.shape)
+    np.testing.assert_allclose(out, expected, atol=0.05)
+
+
+def test_positions_tell_every_patch_apart():
+    found = positions(8, 32).reshape(64, 32)
+    apart = np.linalg.norm(found[:, None] - found[None], axis=-1) + 10 * np.eye(64)
+    assert apart.min() > 0.3
+    np.testing.assert_array_equal(positions(8, 32)[2, 5, :16], positions(8, 32)[2, 0, :16])  # rows
+
+
+def test_one_dropout_key_gives_one_mask_and_no_key_none(batch):
+    net, params = awake(replace(SMALL, dropout=0.5))
+    key = jax.random.key(3)
+    once, again = (net.apply(params, *batch, dropout_key=key) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    other, none = net.apply(params, *batch, dropout_key=jax.random.key(4)), net.apply(params, *batch)
+    assert float(jnp.abs(once - other).max()) > 1e-3 and float(jnp.abs(once - none).max()) > 1e-3
+
+
+def test_labels_matter_and_the_one_after_the_last_is_none_of_them(batch):
+    net, params = awake(replace(SMALL, classes=3))
+    outs = [np.asarray(net.apply(params, *batch, jnp.full(3, label))) for label in range(4)]
+    assert all(np.abs(outs[0] - other).max() > 1e-3 for other in outs[1:])
+    with pytest.raises(ValueError, match="3 classes and takes labels"):
+        net.apply(params, *batch)
+
+
+def test_recomputing_blocks_changes_nothing(batch):
+    def gradient(cfg):
+        net, params = awake(cfg)
+        return jax.grad(lambda p: jnp.square(net.apply(p, *batch)).mean())(params)
+
+    plain, again = (gradient(replace(SMALL, remat=remat)) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, again)
+
+
+def test_half_precision_stays_close(batch):
+    net, params = awake(SMALL)
+    wide = net.apply(params, *batch)
+    half = dit(replace(SMALL, dtype="bfloat16")).apply(params, *batch)
+    assert half.dtype == jnp.float32
+    assert float(jnp.linalg.norm(half - wide)) < 0.1 * float(jnp.linalg.norm(wide))
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"side": 5}, "side 5 does not split into patches of 2"),
+        ({"heads": 3}, "width 16 does not split into 3 heads"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"norm": "batch"}, "unknown norm 'batch'"),
+    ],
+)
+def test_impossible_sizes_are_refused(change, match):
+    with pytest.raises(ValueError, match=match):
+        dit(replace(SMALL, **change))
+    net, params = awake(SMALL)
+    with pytest.raises(ValueError, match="this network takes"):
+        net.apply(params, jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
