@@ -1,6 +1,7 @@
 """The commands' own words; what they call is tested beside."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,25 @@ def test_options_are_read_as_json_where_they_are_json():
     code = "from launch.encode import setting; print(*map(setting, ['heldout=0.2', 'tag=flag', 'name=a=b']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "('heldout', 0.2) ('tag', 'flag') ('name', 'a=b')", done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_memory_that_was_freed_is_kept_for_the_next_step(keeps):
+    code = f"""
+import resource
+import numpy as np
+from launch import entry
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+if {keeps}:
+    entry.keep_memory()
+np.ones(2**24)
+before = faults()
+for _ in range(4):
+    np.ones(2**24)
+print(faults() - before)
+"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout) < 100) == keeps  # four times 32,768 pages else; fewer where pages are huge
