@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcm_jax import latent_norm
+from lcm_jax import build, latent_norm
 from lcm_jax.build import Run
 from lcm_jax.data.image_loader import training_images
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -80,6 +80,24 @@ def train(run: Run, where: str | Path, progress: bool = True) -> State:
         run.loader.close()
 
 
+def reopen(where: str | Path) -> tuple[Run, State]:
+    """A run's parts and its newest state, to be looked at; its loader stands at the beginning.
+
+    Raises FileNotFoundError for a folder without a run, CheckpointError for a run without a checkpoint.
+    """
+    check_run(where)
+    run = build.run(json.loads((Path(where) / CONFIG).read_text()))
+    keep = Checkpointer(Path(where) / CHECKPOINTS, read_only=True)
+    try:
+        restored = keep.restore(run.abstract)
+    finally:
+        keep.close()
+    if restored is None:
+        run.loader.close()
+        raise CheckpointError(f"{where} holds no checkpoint yet: let it train until its first one")
+    return run, restored.state
+
+
 def open_folder(run: Run, where: Path) -> None:
     """Writes config and description of a new run; ValueError if the folder is another run's."""
     where.mkdir(parents=True, exist_ok=True)
@@ -107,8 +125,7 @@ def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tu
     Raises FileNotFoundError or CheckpointError saying what is missing.
     """
     where = Path(where)
-    if not is_run(where):
-        raise FileNotFoundError(f"{where} holds no run: give a --run folder of launch.train")
+    check_run(where)
     if weights not in WEIGHTS:
         raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
     model = FlaxFolder(where)
@@ -239,6 +256,12 @@ def takes_captions(source: str | Path, variant: str | None = None, kind: str | N
     """Whether a run, or a model of any source, draws by captions; no weights are read."""
     model = FlaxFolder(Path(source)) if is_run(source) else open_model(source, variant, kind)
     return not isinstance(model.spec, EDMSpec)
+
+
+def check_run(where: str | Path) -> None:
+    """Raises FileNotFoundError for a folder that holds no run."""
+    if not is_run(where):
+        raise FileNotFoundError(f"{where} holds no run: give a --run folder of launch.train")
 
 
 def pipeline(

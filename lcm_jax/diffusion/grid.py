@@ -140,5 +140,9 @@ class LogNormalGap(PairSampler):
 
     def __call__(self, key: jax.Array, b: int, step: Step) -> Pair:
         t: PerSample = jnp.exp(self.P_mean + self.P_std * jax.random.normal(key, (b,)))
+        return t, self.earlier(t, step)
+
+    def earlier(self, t: PerSample, step: Step) -> PerSample:
+        """The s of a t at a training step."""
         stage = jnp.asarray(step) // self.stage_steps
-        return t, t * jnp.maximum(0, 1 - (1 + 8 * jax.nn.sigmoid(-t)) / self.q ** (stage + 1))
+        return t * jnp.maximum(0, 1 - (1 + 8 * jax.nn.sigmoid(-t)) / self.q ** (stage + 1))

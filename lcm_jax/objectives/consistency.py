@@ -5,6 +5,7 @@ and lands exactly on the point of shared noise. All else is a choice of parts.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -18,7 +19,18 @@ from lcm_jax.objectives.base import Decay, Nets, draw_latent
 from lcm_jax.objectives.extra import Extra, nothing
 from lcm_jax.objectives.reading import Reading
 from lcm_jax.objectives.robust import StepDistance
-from lcm_jax.typing import Batch, Coupling, Metrics, PairWeight
+from lcm_jax.typing import Batch, Coupling, Latent, Metrics, PairWeight, Times
+
+
+class Pairs(NamedTuple):
+    """What is compared: the online f at t and the target's at s, on one trajectory from one clean latent."""
+
+    z0: Latent
+    t: Times
+    s: Times
+    online: Latent
+    target: Latent
+    drawn: Metrics  # to be logged
 
 
 @dataclass(frozen=True)
@@ -37,10 +49,8 @@ class Consistency:
     mu: Decay
     extra: Extra = nothing
 
-    def loss(
-        self, nets: Nets, batch: Batch, key: PRNGKeyArray, step: Array
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """mean_b weight(t, s) distance(f(z_t, t), sg f-(psi(z_t), s)) + extra (LCM eq. 14, CM eq. 7)."""
+    def pairs(self, nets: Nets, batch: Batch, key: PRNGKeyArray, step: Array) -> Pairs:
+        """Both sides of the loss; no gradient flows into the target's."""
         keys = jax.random.split(key, 4)
         z0 = draw_latent(batch, keys[0])
         b = z0.shape[0]
@@ -54,8 +64,15 @@ class Consistency:
 
         f = lambda field: consistency(self.path, self.boundary, field)
         online, target = f(fields.student)(z_t, t), jax.lax.stop_gradient(f(fields.target)(z_s, s))
+        return Pairs(z0, t, s, online, target, fields.drawn | coupled)
+
+    def loss(
+        self, nets: Nets, batch: Batch, key: PRNGKeyArray, step: Array
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """mean_b weight(t, s) distance(f(z_t, t), sg f-(psi(z_t), s)) + extra (LCM eq. 14, CM eq. 7)."""
+        z0, t, s, online, target, drawn = self.pairs(nets, batch, key, step)
         losses = self.weight(t, s) * self.distance(online, target, step)
         extra, added = self.extra(z0, online, t, step)
         loss = losses.mean() + extra
         metrics = {"loss/mean": loss, "sample/loss": losses, "sample/t": t}
-        return loss, metrics | fields.drawn | coupled | added
+        return loss, metrics | drawn | added

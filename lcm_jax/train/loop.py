@@ -78,6 +78,7 @@ class _Watch:
             "batch": describe(step.names),
             "samples": {name: local_rows(v) for name, v in step.metrics.items() if np.ndim(v) > 0},
         }
+        found = f"at step {step.number}{noise_levels(record['samples'])}"
         where = "pass `folder` to record its batch"
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ class _Watch:
             path.write_text(json.dumps(record, indent=1, default=plain) + "\n", encoding="utf-8")
             where = f"its batch and times are in {path}"
         raise NonFiniteLoss(
-            f"{', '.join(f'{name} = {values[name]}' for name in bad)} at step {step.number}; {where}; the "
+            f"{', '.join(f'{name} = {values[name]}' for name in bad)} {found}; {where}; the "
             "last checkpoint is from before it: lower the learning rate or look at that batch"
         )
 
@@ -222,6 +223,15 @@ def images_in(batch: Mapping[str, Any]) -> int:
     """Samples of a batch over all processes: the leading dim of its first numpy array."""
     sizes = (value.shape[0] for value in batch.values() if isinstance(value, np.ndarray) and value.ndim)
     return next(sizes, 0) * jax.process_count()
+
+
+def noise_levels(samples: Mapping[str, list]) -> str:
+    """At which times the samples lie whose own loss is not finite, in words; nothing where none says so."""
+    losses, times = samples.get("sample/loss", []), samples.get("sample/t", [])
+    bad = sorted({t for loss, t in zip(losses, times, strict=False) if not math.isfinite(loss)})
+    if not bad:
+        return ""
+    return f", at t = {bad[0]:g}" if len(bad) == 1 else f", of {len(bad)} times from t = {bad[0]:g} to {bad[-1]:g}"
 
 
 def local_rows(array: Any) -> list:

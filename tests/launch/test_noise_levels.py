@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from lcm_jax import build, drawing, encoding, exporting, planning, run_folder
-from lcm_jax.assess import evaluation_set, noise_evaluation
+from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
@@ -274,3 +274,43 @@ def test_the_best_noise_levels_are_found_and_kept_with_the_weights(made, judge, 
         run_folder.keep_sigmas(made.slct.run, found.best)
     with pytest.raises(ValueError, match="this one is a denoiser"):
         noise_evaluation.best_sigmas(EDMPipeline.load(made.edm.exported), judge, 2)
+
+
+@pytest.mark.parametrize("name, levels", [("slct", 4), ("cd", 5)])
+def test_telemetry_takes_the_loss_apart(made, name, levels, tmp_path):
+    assert telemetry.show(getattr(made, name).run, tmp_path, batches=1, levels=levels).stat().st_size > 10_000
+    seen = json.loads((tmp_path / "telemetry.json").read_text())
+    assert seen["step"] == 3 and len(seen["levels"]) == levels
+    assert all(0 <= level["s"] < level["t"] <= 80.01 for level in seen["levels"])
+    assert [level["t"] for level in seen["levels"]] == sorted(level["t"] for level in seen["levels"])
+    for level in seen["levels"]:
+        assert level["loss"] > 0 and level["grad_norm"] > 0
+        for residual in (level["latent"], level["pixel"]):
+            assert residual == sorted(residual) and len(residual) == len(telemetry.QUANTILES)
+    assert set(seen["distance"]) == {"0", "2", "3"}
+    curve = seen["distance"]["0"]
+    assert curve["value"] == sorted(curve["value"])  # never less for a larger residual
+    slopes = np.gradient(curve["value"], curve["residual"])
+    np.testing.assert_allclose(curve["slope"][5:-5], slopes[5:-5], rtol=0.1)
+    assert (seen["coupling"] is not None) == (name == "slct")
+    if name == "slct":
+        drawn, coupled = (np.square(seen["coupling"][key]).sum() for key in ("drawn", "coupled"))
+        assert coupled < drawn
+        assert seen["intervals"]["N"] == [10, 20, 20]
+
+
+def test_a_gap_that_closes_is_shown_as_it_is_at_a_step(made):
+    objective, _ = build.edm_parts(made.ect.config)
+    t, s = telemetry.chosen_levels(objective.pair, 1, 5)
+    later = telemetry.chosen_levels(objective.pair, 2, 5)[1]
+    assert len(t) == 5 and (np.diff(t) > 0).all() and (s <= later).all() and (later < t).all() and (s < later).any()
+
+
+def test_a_denoiser_has_no_pairs_to_show(made, tmp_path):
+    run, state = run_folder.reopen(made.edm.run)
+    run.loader.close()
+    jax.tree.map(np.testing.assert_array_equal, state.params, made.edm.state.params)
+    with pytest.raises(ValueError, match="objective 'edm' compares no two noise levels"):
+        telemetry.measure(run, state)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        run_folder.reopen(tmp_path)

@@ -190,6 +190,21 @@ def test_names_are_recorded_as_they_are_without_a_description(tmp_path):
     assert batch == {"key": [f"3-{i}" for i in range(8)], "index": [24 + i for i in range(8)]}
 
 
+@pytest.mark.parametrize(
+    "bad, words",
+    [((2,), "at step 8, at t = 20;"), ((1, 5), "at step 8, of 2 times from t = 10 to 50;"), ((), "at step 8;")],
+)
+def test_the_times_that_are_not_finite_are_named(bad, words):
+    def burst(state, frozen, batch, key):
+        state, metrics = STEP(state, frozen, batch, key)
+        losses = jnp.ones(8).at[jnp.array(bad, int)].set(jnp.nan)
+        told = {"sample/loss": losses, "sample/t": 10.0 * jnp.arange(8)}
+        return state, {**metrics, **told, "loss/mean": jnp.where(state.step == 8, jnp.nan, 1.0)}
+
+    with pytest.raises(NonFiniteLoss, match=words):
+        go(Numbers(), 20, step_fn=burst)
+
+
 def test_a_gradient_that_is_not_finite_is_never_stored(tmp_path):
     checkpointer = Checkpointer(tmp_path)
 
