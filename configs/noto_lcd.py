@@ -14,5 +14,5 @@ def get_config() -> ConfigDict:
     c = quickstart.get_config()
     c.data = dict(folder="data/noto", split="train", batch_size=32)
     c.model = dict(teacher="exported/noto_teacher", w_width=256)
-    c.steps = 400
+    c.steps = 250
     return c
