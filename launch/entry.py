@@ -24,14 +24,20 @@ def run(main: Callable[[], None]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser with one-line errors; nothing may stand on the command line but flags."""
+    """absl's parser with one-line errors; nothing may stand on the command line but flags, --dry-run as --dry_run."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([argv[0], *map(underscored, argv[1:])])
     except (flags.Error, AttributeError, KeyError) as error:
         stop(said(error))
     if rest[1:]:
         stop(f"unexpected argument {rest[1]!r}; every setting is a --flag")
     return rest
+
+
+def underscored(argument: str) -> str:
+    """A flag with the hyphens inside its name as underscores; values and what is no flag stay as they are."""
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
 
 
 def guarded(main: Callable[[], None]) -> None:

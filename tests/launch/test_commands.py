@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch import entry
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -48,6 +50,15 @@ def test_options_are_read_as_json_where_they_are_json():
     code = "from launch.encode import setting; print(*map(setting, ['heldout=0.2', 'tag=flag', 'name=a=b']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "('heldout', 0.2) ('tag', 'flag') ('name', 'a=b')", done.stderr
+
+
+def test_hyphens_in_names_of_flags_do_for_underscores():
+    wanted = {"--dry-run": "--dry_run", "--negative-prompt=a-b": "--negative_prompt=a-b", "a-b": "a-b", "--": "--"}
+    assert {given: entry.underscored(given) for given in wanted} == wanted
+    done = command("launch.train", "--config=configs/quickstart.py", "--dry-runs")
+    assert done.returncode == 1 and "dry_runs" in done.stderr  # unknown, and named as it is spelt
+    done = command("launch.sample", "--model=emoji-teacher", "--negative-prompt=a-b")
+    assert done.stderr.startswith("error: nothing to draw")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
