@@ -73,13 +73,14 @@ def measure(run: build.Run, state: State, batches: int = 4, levels: int = 12) ->
         loss, grad, latent, pixel = (np.mean(jax.device_get(part), 0).tolist() for part in zip(*seen, strict=True))
         found.append({"t": float(t), "s": float(s), "loss": loss, "grad_norm": grad, "latent": latent, "pixel": pixel})
     total = run.config["steps"]
+    drawn = sorted({0, min(step, total - 1), total - 1})
     return {
         "step": step,
         "steps": total,
         "objective": run.config["objective"],
         "quantiles": QUANTILES,
         "levels": found,
-        "distance": {str(at): curve(objective, run.spec.latent_shape, at) for at in sorted({0, step, total - 1})},
+        "distance": {str(at): curve(objective, run.spec.latent_shape, at) for at in drawn},
         "intervals": intervals(objective, total),
         "coupling": coupled(objective, run, given[0]),
     }
