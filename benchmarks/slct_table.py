@@ -78,7 +78,8 @@ def main() -> None:
             scores = {str(entry["steps"]): entry["scores"] for entry in scored["entries"]}
             runs.append({"row": row, "seed": seed, "scores": scores})
             print(row, seed, {steps: round(s["kid"]) for steps, s in scores.items()}, flush=True)
-    controls, text = judge.controls(), table(runs, args.rows, judge.controls())
+    controls = judge.controls()
+    text = table(runs, args.rows, controls)
     intervals = Doubling(10, args.s1, args.updates)
     stages = {n: int(intervals(n)) for n in np.linspace(0, args.updates, 8, dtype=int).tolist()}
     values = {"protocol": vars(args), "n": judge.n, "stages": stages, "controls": controls, "runs": runs, "table": text}

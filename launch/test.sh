@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepares an environment and runs the linter and every test, with coverage; under ten minutes on two cores.
+# Prepares an environment and runs the linter and every test, with coverage.
 #   bash launch/test.sh                      # makes .venv-test with PYTHON (python3.11 or newer)
 #   LCM_JAX_VENV=current bash launch/test.sh # uses the interpreter on the PATH as it is, installs nothing
 #   bash launch/test.sh tests/diffusion -x   # arguments go to pytest

@@ -15,6 +15,7 @@ from lcm_jax.models.attention import attend
 from lcm_jax.models.dropout import drop
 from lcm_jax.models.functional import Net, functional
 from lcm_jax.models.layers import Image, Resized, conv, double, time_features
+from lcm_jax.models.noise_input import check_input
 from lcm_jax.models.norms import norm
 
 
@@ -149,7 +150,7 @@ class ADM(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
     ) -> Image:
         """`labels` run from 0 to classes - 1, `classes` being no label; dropout is off without a key."""
-        self._check(x, labels)
+        check_input(self.cfg, x, labels)
         dtype = jnp.dtype(self.cfg.dtype)
         emb = nnx.silu(self.map_layer0(time_features(noise, self.cfg.width).astype(dtype)))
         emb = self.map_layer1(emb)
@@ -175,13 +176,6 @@ class ADM(nnx.Module):
 
     def _run(self, block: Block, h: Array, emb: Array, key: Array | None) -> Array:
         return jax.checkpoint(lambda *a: block(*a))(h, emb, key) if self.cfg.remat else block(h, emb, key)
-
-    def _check(self, x: Array, labels: Array | None) -> None:
-        cfg = self.cfg
-        if x.shape[1:] != (cfg.side, cfg.side, cfg.in_channels):
-            raise ValueError(f"image is {x.shape[1:]}, this network takes {(cfg.side, cfg.side, cfg.in_channels)}")
-        if (labels is not None) != bool(cfg.classes):
-            raise ValueError(f"this network has {cfg.classes} classes and {'takes' if cfg.classes else 'no'} labels")
 
 
 def adm(cfg: ADMConfig) -> Net:

@@ -15,6 +15,7 @@ from lcm_jax.models.attention import attend
 from lcm_jax.models.dropout import drop
 from lcm_jax.models.functional import Net, functional
 from lcm_jax.models.layers import Image, time_features
+from lcm_jax.models.noise_input import check_input
 from lcm_jax.models.norms import norm
 
 FREQUENCIES = 256  # sinusoids of the noise level
@@ -115,10 +116,7 @@ class DiT(nnx.Module):
     ) -> Image:
         """`labels` run from 0 to classes - 1, `classes` being no label; dropout is off without a key."""
         cfg = self.cfg
-        if x.shape[1:] != (cfg.side, cfg.side, cfg.in_channels):
-            raise ValueError(f"image is {x.shape[1:]}, this network takes {(cfg.side, cfg.side, cfg.in_channels)}")
-        if (labels is not None) != bool(cfg.classes):
-            raise ValueError(f"this network has {cfg.classes} classes and {'takes' if cfg.classes else 'no'} labels")
+        check_input(cfg, x, labels)
         dtype = jnp.dtype(cfg.dtype)
         emb = self.map_layer1(nnx.silu(self.map_layer0(time_features(noise, FREQUENCIES).astype(dtype))))
         if self.map_label is not None:

@@ -115,11 +115,16 @@ class ModelSpec:
 
     @staticmethod
     def from_json(value: dict[str, Any], source: str = "model.json") -> "ModelSpec":
-        """The spec written by `to_json`; ValueError names an unknown key, a missing one or a newer format."""
-        value = dict(value)
-        if (found := value.pop("format", None)) != FORMAT:
-            raise ValueError(f"{source} has format {found}, this version reads {FORMAT}: export the model again")
-        return build(ModelSpec, value, source)
+        """The spec written by `to_json`; raises what `read` does."""
+        return read(ModelSpec, value, source)
+
+
+def read(cls: type, value: dict[str, Any], source: str) -> Any:
+    """The spec a JSON object describes; ValueError names an unknown key, a missing one or a newer format."""
+    value = dict(value)
+    if (found := value.pop("format", None)) != FORMAT:
+        raise ValueError(f"{source} has format {found}, this version reads {FORMAT}: export the model again")
+    return build(cls, value, source)
 
 
 def build(cls: type, value: dict[str, Any], source: str) -> Any:
