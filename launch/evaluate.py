@@ -6,6 +6,8 @@
 A model of noise levels (no captions, no --teacher) is held against its training images; --search_sigmas 3 seeks the
 noise levels of 1 to 3 steps that score best and, given --model, keeps them in it.
 
+--watch scores every checkpoint of a run that is being trained, in folders of --out, until the run is done.
+
 An estimated half an hour on two cores for everything, two minutes with --quick. Run again, it goes on where it
 stopped.
 """
@@ -45,6 +47,8 @@ LISTS = {
 SEARCH = flags.DEFINE_integer("search_sigmas", None, "Seek the best noise levels of 1 to N steps.", lower_bound=1)
 LIMIT = flags.DEFINE_integer("limit", None, "Images a split, at most.", lower_bound=1)
 RESAMPLES = flags.DEFINE_integer("resamples", None, "Resamples of the intervals.", lower_bound=2)
+WATCH = flags.DEFINE_bool("watch", False, "Score each checkpoint of the run as it lands, until the run is done.")
+POLL = flags.DEFINE_float("poll_seconds", 30.0, "How often --watch looks.", lower_bound=0.1)
 # The intervals need thousands of small factorisations, which threads only slow down; read when numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 flags.mark_flags_as_required(["data", "out"])
@@ -52,12 +56,29 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 
 def main() -> None:
+    if not WATCH.value:
+        return score(STEP.value, Path(OUT.value))
+    if CHECKPOINT.value is None or STEP.value is not None:
+        entry.stop("--watch is for a run as it goes: give --checkpoint, and no --step")
+    from lcm_jax.assess import watching
+
+    watching.each(CHECKPOINT.value, POLL.value, lambda step: score(step, Path(OUT.value) / f"step_{step:07d}"))
+
+
+def score(step: int | None, out: Path) -> None:
+    """Scores of one model, in a folder."""
+    from lcm_jax import run_folder
+
+    kind = captioned if run_folder.takes_captions(CHECKPOINT.value or MODEL.value) else from_noise
+    kind(step, out)
+
+
+def captioned(step: int | None, out: Path) -> None:
+    """Scores of a model that draws by captions."""
     from lcm_jax import run_folder
     from lcm_jax.assess import evaluation, evaluation_plan, evaluation_set, feature_networks, guidance_sweep
     from lcm_jax.machine import machine
 
-    if not run_folder.takes_captions(CHECKPOINT.value or MODEL.value):
-        return from_noise()
     if SEARCH.value is not None:
         entry.stop("--search_sigmas is for models of noise levels, without captions")
     plan = evaluation_plan.with_flags(
@@ -66,12 +87,11 @@ def main() -> None:
         limit=LIMIT.value,
         resamples=RESAMPLES.value,
     )
-    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
+    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, WEIGHTS.value)
     student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)
     net = feature_networks.feature_network(FEATURES.value)
-    out = Path(OUT.value)
     if SWEEP.value is None:
         evaluation.evaluate(student, teacher, found, uncond, net, plan, out, {"machine": machine()})
         print((out / evaluation.TABLE).read_text() + f"written to {out}")
@@ -90,7 +110,7 @@ CAPTIONED_ONLY = ("teacher", "tag", "quick", "sweep_w", "w", "samplers", "teache
                   "resamples")  # fmt: skip
 
 
-def from_noise() -> None:
+def from_noise(step: int | None, out: Path) -> None:
     """Scores of a model of noise levels."""
     if needless := [name for name in CAPTIONED_ONLY if flags.FLAGS[name].present]:
         entry.stop(f"this model draws from noise alone: leave --{needless[0]} out")
@@ -98,14 +118,13 @@ def from_noise() -> None:
     from lcm_jax.assess import evaluation_set, feature_networks, noise_evaluation
     from lcm_jax.machine import machine
 
-    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, WEIGHTS.value)
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, _ = evaluation_set.open_folder(DATA.value, READER.value, moved, pipe.spec)
     given = {name: numbers(name, int, LISTS[name][1].value) for name in ("steps", "seeds") if LISTS[name][1].value}
     given |= {"limit": LIMIT.value} if LIMIT.value else {}
     plan = noise_evaluation.Plan(**{"steps": pipe.usual_steps, **given})
     judge = noise_evaluation.Judge(found, feature_networks.feature_network(FEATURES.value), plan.limit)
-    out = Path(OUT.value)
     if SEARCH.value is None:
         noise_evaluation.evaluate(pipe, judge, plan, out, {"machine": machine()})
         print((out / noise_evaluation.TABLE).read_text() + f"written to {out}")
