@@ -28,7 +28,7 @@ from lcm_jax.models.unet import unet
 from lcm_jax.objectives import base
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.parallel.transfer import place_array, place_batch, replicate
+from lcm_jax.parallel.transfer import fetch, own_rows, place_array, place_batch, replicate
 from lcm_jax.settings import call, known
 from lcm_jax.source import Model, Place, Spec, network, on_host
 from lcm_jax.start import Start, starting_point
@@ -74,8 +74,9 @@ class Run:
         return place_batch({k: v for k, v in batch.items() if k in self.reads}, self.mesh)
 
     def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Key and caption of each row of a batch, for the record a failed step leaves."""
-        return [{"key": (row := self.loader.row(i)).key, "caption": row.caption} for i in names["index"]]
+        """Key and caption of each row of a global batch, for the record a failed step leaves; all processes call it."""
+        index = fetch(place_batch({"index": names["index"]}, self.mesh)["index"])
+        return [{"key": (row := self.loader.row(i)).key, "caption": row.caption} for i in index]
 
 
 def run(config: ConfigDict | Mapping[str, Any]) -> Run:
@@ -178,7 +179,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     """The parts of a run that trains a U-Net, or its adapters, on latents."""
     parts = latent_parts(cfg)
     spec, start = parts.spec, parts.start
-    loader = call(make_loader, "config.data", **cfg["data"], seed=cfg["seed"], **processes())
+    loader = call(make_loader, "config.data", **cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
     captions = start.model.captions
     check_data(loader.manifest, spec, captions)
     spec = owing(spec, loader.manifest.dataset.get("attribution"))
@@ -232,7 +233,7 @@ def autoencoder_run(cfg: dict[str, Any]) -> Run:
     spec = ModelSpec("autoencoder", "v", cfg["data"]["image_size"], None, sizes)
     spec = owing(spec, attribution(cfg["data"]["reader_name"]))
     objective = build_objective(cfg["objective"])
-    loader = call(make_image_loader, "config.data", **cfg["data"], seed=cfg["seed"], **processes())
+    loader = call(make_image_loader, "config.data", **cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
     frozen = {"teacher": None, "batch": {}}
     return assemble(cfg, spec, {}, "autoencoder", ("image",), loader, objective, autoencoder(sizes), None, frozen, None)
 
@@ -261,7 +262,7 @@ def edm_run(cfg: dict[str, Any]) -> Run:
     objective, start = edm_parts(cfg)
     data = dict(cfg["data"])
     per = data.pop("statistics", "element")
-    loader = call(make_loader, "config.data", **data, seed=cfg["seed"], **processes())
+    loader = call(make_loader, "config.data", **data, seed=cfg["seed"], own=own_rows_of(cfg))
     manifest.check_fits(loader.manifest, start.spec.latent_shape)
     spec = owing(start.spec, loader.manifest.dataset.get("attribution"))
     if start.fresh:
@@ -436,6 +437,6 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return cfg
 
 
-def processes() -> dict[str, int]:
-    """Which part of every batch is this process's."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def own_rows_of(cfg: Mapping[str, Any]) -> np.ndarray:
+    """Which rows of every global batch this process reads."""
+    return own_rows(mesh_of(cfg)[0], cfg["data"]["batch_size"])

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +24,8 @@ from lcm_jax.models import flax_file, lora
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.objectives.base import condition_of
+from lcm_jax.parallel.agreement import on_all, the_same
+from lcm_jax.parallel.transfer import fetch
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
 from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
 from lcm_jax.train import loop
@@ -43,10 +46,12 @@ MEASURED = 32  # images a call when latents are measured
 def train(run: Run, where: str | Path, progress: bool = True) -> State:
     """Starts the run in `where`, or goes on with the one that is there; returns the last state.
 
-    Raises ValueError if the folder holds another run.
+    Of several processes the first alone writes what is not a checkpoint. Raises ValueError if the folder holds another
+    run, or if another process was given another config.
     """
     where = Path(where)
     open_folder(run, where)
+    first = jax.process_index() == 0
     about = {"spec": run.spec.to_json(), "trains": run.trains}
     loop_settings = dict(run.config["loop"])
     keep = Checkpointer(where / CHECKPOINTS, about=about, **run.config["checkpoint"])
@@ -56,7 +61,7 @@ def train(run: Run, where: str | Path, progress: bool = True) -> State:
     else:
         state, start = restored.state, restored.step
         run.loader.set_state(restored.position)
-    writer = MetricsWriter(where, start=start, steps=run.config["steps"], bar=progress)
+    writer = MetricsWriter(where, start=start, steps=run.config["steps"], bar=progress) if first else None
     hook = sample_hook(run, where / SAMPLES) if loop_settings.get("sample_steps") else None
     try:
         return loop.run(
@@ -75,7 +80,8 @@ def train(run: Run, where: str | Path, progress: bool = True) -> State:
             **loop_settings,
         )
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
         keep.close()
         run.loader.close()
 
@@ -99,23 +105,36 @@ def reopen(where: str | Path) -> tuple[Run, State]:
 
 
 def open_folder(run: Run, where: Path) -> None:
-    """Writes config and description of a new run; ValueError if the folder is another run's."""
-    where.mkdir(parents=True, exist_ok=True)
+    """Writes config and description of a new run; ValueError if the folder is another run's, or not shared by all."""
+    told = json.dumps(run.config, sort_keys=True)
+    if not the_same(zlib.crc32(told.encode())):
+        raise ValueError("the processes were given different configs: start each with the same command")
     config = where / CONFIG
-    if config.exists():
-        before, now = json.loads(config.read_text()), json.loads(json.dumps(run.config))
+    new = not config.exists()
+    if not new:
+        before, now = json.loads(config.read_text()), json.loads(told)
         differ = [k for k in now if k not in FREE and before.get(k) != now[k]]
         if differ:
             raise ValueError(
                 f"{where} holds a run whose config differs in {', '.join(differ)}: choose another --run, "
                 "or give the same config to go on"
             )
-    else:
-        extra = {} if run.model is None else {name: run.model.load(name, on_host) for name in text_networks(run.spec)}
-        folder.write(where, run.spec.to_json(), {**run.networks, **extra}, "float32")
-        for tokenizer in run.model.tokenizers if extra else ():
-            shutil.copytree(tokenizer, where / tokenizer.name, dirs_exist_ok=True)
-    folder.write_text(config, json.dumps(run.config, indent=2) + "\n")
+    if jax.process_index() == 0:
+        if new:
+            write_description(run, where)
+        folder.write_text(config, json.dumps(run.config, indent=2) + "\n")
+    on_all(True)  # the first process has written
+    if not on_all(config.exists()):
+        raise ValueError(f"{where} is not the same folder for every process: give a --run on storage that all share")
+
+
+def write_description(run: Run, where: Path) -> None:
+    """Writes a new run's description and the networks that it does not train."""
+    where.mkdir(parents=True, exist_ok=True)
+    extra = {} if run.model is None else {name: run.model.load(name, on_host) for name in text_networks(run.spec)}
+    folder.write(where, run.spec.to_json(), {**run.networks, **extra}, "float32")
+    for tokenizer in run.model.tokenizers if extra else ():
+        shutil.copytree(tokenizer, where / tokenizer.name, dirs_exist_ok=True)
 
 
 def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[Spec, dict[str, Params], int]:
@@ -286,8 +305,9 @@ def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, flo
     draw = drawers.get(run.trains, prompts_drawer)(run)
 
     def hook(step: int, state: State, metrics: Mapping[str, float]) -> None:
-        images, about = draw(state.ema)
-        grid.save(where / f"step_{step:07d}.png", grid.grid(images, 8, zoom=2), {"step": step, **about})
+        images, about = draw(state.ema)  # by all processes: the weights may lie across them
+        if jax.process_index() == 0:
+            grid.save(where / f"step_{step:07d}.png", grid.grid(images, 8, zoom=2), {"step": step, **about})
 
     return hook
 
@@ -309,7 +329,7 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
         params = {"unet": whole(params, run.frozen), **run.networks}
         images = sampler(params, told, uncond, jnp.full(SHOWN, w), keys)
-        return np.asarray(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
+        return fetch(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
 
     return draw
 
@@ -323,7 +343,7 @@ def noise_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any
 
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
         networks = {"network": params, **run.networks}
-        images = [np.asarray(sample(networks, keys)) for sample in samplers]
+        images = [fetch(sample(networks, keys)) for sample in samplers]
         return np.concatenate(images), {"steps": list(counts), "seed": 0}
 
     return draw
@@ -340,4 +360,4 @@ def reconstructions_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dic
         moments = net.apply(params, jnp.asarray(images, jnp.float32) / 127.5 - 1.0, method="encode")
         return to_pixels(net.apply(params, jnp.split(moments, 2, axis=-1)[0], method="decode"))
 
-    return lambda params: (np.concatenate([images, np.asarray(reconstruct(params))]), asdict(run.spec.autoencoder))
+    return lambda params: (np.concatenate([images, fetch(reconstruct(params))]), asdict(run.spec.autoencoder))

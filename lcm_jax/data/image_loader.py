@@ -60,8 +60,7 @@ def make_image_loader(
     split: str | None = TRAIN,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: np.ndarray | None = None,
     each: str = "examples",
     threads: int = 2,
 ) -> Loader:
@@ -70,4 +69,4 @@ def make_image_loader(
     Raises ValueError if there are none or too few.
     """
     rows = training_images(reader_name, image_size, split, options)
-    return stream(rows, batch_size, seed, process_index, process_count, None, True, each, threads)
+    return stream(rows, batch_size, seed, own, None, True, each, threads)

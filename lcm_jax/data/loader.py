@@ -34,8 +34,7 @@ def make_loader(
     split: str | None,
     batch_size: int,
     seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: np.ndarray | None = None,
     num_epochs: int | None = None,
     shuffle: bool = True,
     tag: str | None = None,
@@ -46,6 +45,7 @@ def make_loader(
 ) -> "Loader":
     """Batches of the latent data set(s) in `folder`; `batch_size` is global, `split` None takes both splits.
 
+    `own` holds the positions within each global batch that this process reads, by default all of them.
     `tag` and `groups` choose a subset. An epoch visits `each` of the "examples" once or, so that many
     variants of one thing do not crowd out the rest, each of the "groups" once, by a member drawn at random.
     Sets up to `memory_limit` bytes are decoded once and served from memory. A missing or damaged shard, an
@@ -56,15 +56,14 @@ def make_loader(
     rows = LatentRows(folders, split, tag, groups)
     if rows.nbytes <= memory_limit:
         rows.load()
-    return stream(rows, batch_size, seed, process_index, process_count, num_epochs, shuffle, each, threads)
+    return stream(rows, batch_size, seed, own, num_epochs, shuffle, each, threads)
 
 
 def stream(
     rows: Rows,
     batch_size: int,
     seed: int,
-    process_index: int,
-    process_count: int,
+    own: np.ndarray | None,
     num_epochs: int | None,
     shuffle: bool,
     each: str,
@@ -77,12 +76,10 @@ def stream(
     size = len(rows if members is None else members)
     if batch_size > size:
         raise ValueError(f"batch size {batch_size} is larger than the set of {size} {each}; make it smaller")
-    if batch_size % process_count:
-        raise ValueError(f"batch size {batch_size} does not divide by {process_count} processes; change it")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process index {process_index} is outside 0..{process_count - 1}")
+    if own is not None and not (len(own) and 0 <= min(own) and max(own) < batch_size):
+        raise ValueError(f"positions {list(own)} are not all within a batch of {batch_size}")
 
-    # The order is a stream of indices; a process loads only its slice of each global batch. Batches run
+    # The order is a stream of indices; a process loads only its rows of each global batch. Batches run
     # across epoch borders, so every epoch visits everything once and only the very end is dropped.
     order = grain.MapDataset.range(size)
     if shuffle:
@@ -90,8 +87,7 @@ def stream(
     order = order.repeat(num_epochs)
     if members is not None:  # after repeat, so that each visit draws anew
         order = order.random_map(lambda group, rng: rng.choice(members[group]), seed=seed)
-    own = batch_size // process_count
-    mine = slice(process_index * own, (process_index + 1) * own)
+    mine = slice(None) if own is None else np.asarray(own)
     batches = order.batch(batch_size, drop_remainder=True).map(
         lambda positions: rows.batch(np.asarray(positions)[mine])
     )

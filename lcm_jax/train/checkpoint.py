@@ -14,6 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from lcm_jax.parallel.agreement import on_all
+
 log = logging.getLogger(__name__)
 NOT_THE_DISK = (MemoryError, jax.errors.JaxRuntimeError)  # an exhausted machine, no fault of the files
 
@@ -148,7 +150,7 @@ class Checkpointer:
         """The newest readable checkpoint (or that of `step`) on the tree `abstract` of ShapeDtypeStruct.
 
         Leaves land on the sharding that `abstract` gives them. An unreadable checkpoint is passed over
-        with a warning, unless asked for by step. None if the folder holds no checkpoint.
+        with a warning, unless asked for by step. None if the folder holds no checkpoint. All processes call it.
         Raises CheckpointError for another architecture or precision, or if nothing is readable.
         """
         reasons = []
@@ -157,9 +159,13 @@ class Checkpointer:
                 about = self._about(candidate)
                 self._compare(candidate, describe(flatten(abstract)), about["leaves"])
                 leaves = self._leaves(candidate, flatten(abstract))
+                problem = None
             except _Unreadable as error:
-                reasons.append(str(error))
-                log.warning("%s", error)
+                problem = str(error)
+            if not on_all(problem is None):  # each process reads its own part: what one cannot read, none takes
+                problem = problem or f"checkpoint {self.folder}/{candidate} cannot be read by another process"
+                reasons.append(problem)
+                log.warning("%s", problem)
                 continue
             if reasons:
                 self._unreadable = [n for n in self.steps() if n > candidate]

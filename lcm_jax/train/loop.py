@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from lcm_jax.parallel.agreement import Wish
+from lcm_jax.parallel.transfer import fetch
 from lcm_jax.train.checkpoint import Checkpointer
 from lcm_jax.train.interrupt import Interrupt
 from lcm_jax.train.metrics import MetricsWriter
@@ -76,14 +78,15 @@ class _Watch:
             "nonfinite": bad,
             "metrics": {name: x if math.isfinite(x) else str(x) for name, x in values.items()},
             "batch": describe(step.names),
-            "samples": {name: local_rows(v) for name, v in step.metrics.items() if np.ndim(v) > 0},
+            "samples": {name: fetch(v).tolist() for name, v in step.metrics.items() if np.ndim(v) > 0},
         }
         found = f"at step {step.number}{noise_levels(record['samples'])}"
         where = "pass `folder` to record its batch"
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / NONFINITE_FILE
-            path.write_text(json.dumps(record, indent=1, default=plain) + "\n", encoding="utf-8")
+            if jax.process_index() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(record, indent=1, default=plain) + "\n", encoding="utf-8")
             where = f"its batch and times are in {path}"
         raise NonFiniteLoss(
             f"{', '.join(f'{name} = {values[name]}' for name in bad)} {found}; {where}; the "
@@ -139,6 +142,9 @@ def run(
     `describe_batch` turns the names in a batch (entries key, index, caption) into JSON for the record that
     a non-finite loss leaves in `folder`/nonfinite.json.
 
+    Several processes call it with the same arguments, each with its own part of the data, all but the first without
+    `writer`. A signal to any one of them stops all after the same step, AHEAD steps later.
+
     Raises NonFiniteLoss (the last good checkpoint stays the newest), CheckpointError, and ValueError if
     the loader ends.
     """
@@ -149,6 +155,7 @@ def run(
     started = saved = number = int(state.step)
     watch = _Watch(describe_batch, None if folder is None else Path(folder))
     clock, first, latest = _Clock(), {}, {}
+    wish, stopping = Wish(AHEAD), False
 
     def report(at: int) -> None:
         nonlocal clock, first, latest
@@ -174,17 +181,18 @@ def run(
 
     try:
         with Interrupt() as stop:
-            while number < steps and not stop.requested:
+            while number < steps and not stopping:
                 before = time.perf_counter()
                 batch = next(loader, None)
                 if batch is None:
                     raise ValueError(f"the loader ended at step {number} of {steps}; it must repeat its data")
                 clock.waiting += time.perf_counter() - before
-                state, metrics = step_fn(state, frozen, place_batch(batch), root_key)
+                placed = place_batch(batch)
+                state, metrics = step_fn(state, frozen, placed, root_key)
                 number += 1
                 names = {name: batch[name] for name in NAMES if name in batch}
                 watch.in_flight.append(_Step(number, metrics, names))
-                clock.images += images_in(batch)
+                clock.images += images_in(placed)
                 if number == started + 1:  # holds the compilation: no part of any rate
                     jax.block_until_ready(metrics)
                     first = {"first_step/seconds": time.perf_counter() - before}
@@ -204,6 +212,7 @@ def run(
                 if sample_steps and number % sample_steps == 0 and number < steps:
                     call_hooks()
                 clock.aside += time.perf_counter() - before
+                stopping = wish(stop.requested)
             watch.look(number)
             if watch.fetched:
                 report(number)
@@ -211,18 +220,18 @@ def run(
                 save()
             if number >= steps and number > started:
                 call_hooks()
-            if stop.requested:
-                log.warning("stopped by %s after step %d of %d", stop.name, number, steps)
+            if stopping:
+                name = stop.name or "a signal to another process"
+                log.warning("stopped by %s after step %d of %d", name, number, steps)
     finally:
         if checkpointer is not None:
             checkpointer.wait()  # what was being written when something went wrong is still good
     return state
 
 
-def images_in(batch: Mapping[str, Any]) -> int:
-    """Samples of a batch over all processes: the leading dim of its first numpy array."""
-    sizes = (value.shape[0] for value in batch.values() if isinstance(value, np.ndarray) and value.ndim)
-    return next(sizes, 0) * jax.process_count()
+def images_in(placed: Any) -> int:
+    """Samples of a batch over all processes: the leading dim of its first array."""
+    return next((value.shape[0] for value in jax.tree.leaves(placed) if np.ndim(value)), 0)
 
 
 def noise_levels(samples: Mapping[str, list]) -> str:
@@ -232,14 +241,6 @@ def noise_levels(samples: Mapping[str, list]) -> str:
     if not bad:
         return ""
     return f", at t = {bad[0]:g}" if len(bad) == 1 else f", of {len(bad)} times from t = {bad[0]:g} to {bad[-1]:g}"
-
-
-def local_rows(array: Any) -> list:
-    """This process's rows of an array split over its leading dim, in order: they belong to its own names."""
-    if not isinstance(array, jax.Array) or array.is_fully_addressable:
-        return np.asarray(array).tolist()
-    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return [row for start in sorted(parts) for row in np.asarray(parts[start]).tolist()]
 
 
 def plain(value: Any) -> Any:

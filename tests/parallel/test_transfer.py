@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.parallel.transfer import place_batch, replicate
+from lcm_jax.parallel.transfer import own_rows, place_batch, replicate
 
 
 @pytest.mark.parametrize("sizes, rows", [((8, 1, 1), 2), ((2, 4, 1), 2), ((2, 2, 2), 4)])
@@ -14,6 +14,12 @@ def test_every_device_holds_its_own_samples(sizes, rows):
     assert {shard.data.shape for shard in placed.addressable_shards} == {(rows, 3)}
     assert placed.sharding.spec == P(("data", "fsdp"))
     np.testing.assert_array_equal(placed, mean)
+
+
+def test_a_process_alone_reads_every_row():
+    assert own_rows(make_mesh(2, 2, 2), 8).tolist() == list(range(8))
+    with pytest.raises(ValueError, match="12 samples, which 8 devices .* cannot share.*multiple of 8"):
+        own_rows(make_mesh(), 12)
 
 
 def test_names_and_captions_stay_on_the_host():

@@ -1,0 +1,230 @@
+"""One run as two real processes, joined by Gloo: the same numbers, one stop, one checkpoint, any count goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from lcm_jax import build, captions, encoding, joining, run_folder
+from lcm_jax.data.loader import Loader
+from lcm_jax.parallel import rules
+from lcm_jax.parallel.agreement import on_all
+from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.train.checkpoint import Checkpointer
+from lcm_jax.train.loop import NonFiniteLoss
+from lcm_jax.train.metrics import read
+
+ROOT = Path(__file__).parents[2]
+SPLIT = ((".*", partial(rules.fully_sharded, small=2)),)  # fsdp of networks this small, too
+WHOLE, STOPPED = 7, 5  # steps of the undisturbed run; after which the signalled one stands
+CLUSTER = ("-m", "launch.local_cluster", "--processes", "2")
+
+
+class Recorded(Loader):
+    """A loader whose rows are noted; at the read `ends` the process gets SIGTERM, at `poison` a NaN."""
+
+    def __init__(self, loader, ends=None, poison=None):
+        vars(self).update(vars(loader), ends=ends, poison=poison, index=[])
+
+    def __next__(self):
+        batch = super().__next__()
+        self.index.append(batch["index"].tolist())
+        if len(self.index) == self.ends:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(self.index) == self.poison:
+            batch["mean"] = np.where(np.arange(len(batch["mean"])) == 1, np.nan, batch["mean"].T).T.astype(np.float32)
+        return batch
+
+
+def work(root: Path) -> None:
+    """What each of the two processes does, one thing after the other: starting one takes long."""
+    captions.ENCODERS["minilm"] = tiny.FakeCaptions
+    rules.RULES["fsdp"] = SPLIT
+    with joining.joined(timeout=60):
+        second = jax.process_index() == 1
+        found = {"devices": jax.device_count(), "local": jax.local_device_count()}
+        config = json.loads((root / "lcd.json").read_text())
+        run = build.run({**config, "steps": 50})
+        kept = Recorded(run.loader, ends=STOPPED - 2 if second else None)
+        state = run_folder.train(replace(run, loader=kept), root / "stopped", progress=False)
+        found |= {"stopped": int(state.step), "index": kept.index}
+
+        bad = Recorded(build.run(config).loader, poison=2 if second else None)
+        try:
+            run_folder.train(replace(run, loader=bad), root / "poisoned", progress=False)
+        except NonFiniteLoss as error:
+            found |= {"poisoned": str(error), "bad": bad.index}
+
+        run = build.run({**config, "steps": WHOLE, "mesh": {"rules": "fsdp", "data": 1, "fsdp": 8}})
+        state = run_folder.train(run, root / "resumed", progress=False)
+        leaves = jax.tree.leaves(state.params)
+        found |= {"split": sum(not leaf.is_fully_replicated for leaf in leaves), "leaves": len(leaves)}
+        (root / f"{jax.process_index()}.json").write_text(json.dumps(found))
+
+        joining.FAREWELL = 1
+        if on_all(True) and second:
+            raise RuntimeError("the second process alone fails")
+        on_all(True)  # the first waits for what never comes
+
+
+def flat(params) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+
+
+def close(a, b) -> bool:
+    return np.linalg.norm(np.subtract(a, b)) < 1e-5 * np.linalg.norm(b)
+
+
+def losses(where: Path) -> list[float]:
+    return [line["loss/mean"] for line in read(where / "metrics.jsonl")]
+
+
+def trained(where: Path, step: int | None = None) -> np.ndarray:
+    return flat(run_folder.load(where, step, "params")[1]["unet"])
+
+
+def steps(where: Path) -> list[int]:
+    keep = Checkpointer(where / "checkpoints", read_only=True)
+    try:
+        return keep.steps()
+    finally:
+        keep.close()
+
+
+@pytest.fixture(scope="module")
+def lcd(data, first):
+    """The config of a distillation by plain gradient descent, as a process of its own reads it."""
+    objective = {"name": "lcd", "w_min": 0.0, "w_max": 4.0, "w_width": tiny.W_WIDTH}
+    model = {"teacher": str(first.teacher), "w_width": tiny.W_WIDTH}
+    return tiny.config(
+        objective,
+        model,
+        data.latents,
+        steps=WHOLE,
+        optimizer={"name": "sgd", "rate": 0.01},
+        loop={"log_steps": 1, "checkpoint_steps": 100, "sample_steps": 100},
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(lcd, data):
+    """The run on one device, every step of it kept."""
+    often = {"loop": {"log_steps": 1, "checkpoint_steps": 1}, "checkpoint": {"keep": 10}}
+    run = build.run({**lcd, **often})
+    kept = Recorded(run.loader)
+    run_folder.train(replace(run, loader=kept), data.root / "alone", progress=False)
+    return SimpleNamespace(run=data.root / "alone", index=kept.index)
+
+
+@pytest.fixture(scope="module")
+def two(lcd, alone, data):
+    """What two processes of four devices made, one of them stopped; and of a run that one device began."""
+    root = data.root / "two"
+    begun = root / "resumed"
+    shutil.copytree(alone.run, begun)
+    for step in range(4, WHOLE + 1):
+        shutil.rmtree(begun / "checkpoints" / str(step))
+    (root / "lcd.json").write_text(json.dumps(lcd))
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = [sys.executable, *CLUSTER, "--devices", "4", "--", sys.executable, __file__, str(root)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    said = [root / f"{i}.json" for i in range(2)]
+    assert all(path.exists() for path in said), done.stderr[-4000:]
+    return SimpleNamespace(root=root, done=done, said=[json.loads(path.read_text()) for path in said])
+
+
+def test_two_processes_see_each_others_devices_and_read_one_batch(two, alone):
+    assert [(said["devices"], said["local"]) for said in two.said] == [(8, 4), (8, 4)]
+    batches = [a + b for a, b in zip(two.said[0]["index"], two.said[1]["index"], strict=True)]
+    assert batches == alone.index[:STOPPED]
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step_with_one_checkpoint(two):
+    assert [said["stopped"] for said in two.said] == [STOPPED, STOPPED]
+    assert steps(two.root / "stopped") == [STOPPED]
+    assert "SIGTERM: finishing the step and saving" in two.done.stderr
+    assert f"[0] stopped by a signal to another process after step {STOPPED} of 50" in two.done.stderr
+
+
+def test_two_processes_do_what_one_device_does(two, alone):
+    assert close(losses(two.root / "stopped"), losses(alone.run)[:STOPPED])
+    assert close(trained(two.root / "stopped"), trained(alone.run, STOPPED))
+    assert not close(trained(two.root / "stopped"), trained(alone.run, 1))  # there was something to agree on
+
+
+def test_one_process_goes_on_where_two_stopped(two, alone, lcd):
+    run = build.run(lcd)
+    kept = Recorded(run.loader)
+    run_folder.train(replace(run, loader=kept), two.root / "stopped", progress=False)
+    assert kept.index == alone.index[STOPPED:]
+    assert close(losses(two.root / "stopped"), losses(alone.run))
+    assert close(trained(two.root / "stopped"), trained(alone.run))
+
+
+def test_two_processes_go_on_where_one_stopped_in_parts_of_the_weights(two, alone):
+    assert two.said[0]["split"] > 10
+    assert close(losses(two.root / "resumed"), losses(alone.run))
+    assert close(trained(two.root / "resumed"), trained(alone.run))
+    (sheet,) = (two.root / "resumed" / "samples").iterdir()  # drawn by both, written by one
+    assert sheet.name == f"step_{WHOLE:07d}.png"
+
+
+def test_a_loss_that_is_not_finite_stops_both_and_leaves_a_record_of_the_whole_batch(two):
+    assert two.said[0]["poisoned"] == two.said[1]["poisoned"]
+    assert "loss/mean = nan" in two.said[0]["poisoned"] and "at step 2" in two.said[0]["poisoned"]
+    record = json.loads((two.root / "poisoned" / "nonfinite.json").read_text())
+    loss = record["samples"]["sample/loss"]
+    assert len(record["batch"]) == len(loss) == 8 and [i for i, x in enumerate(loss) if not np.isfinite(x)] == [5]
+    assert steps(two.root / "poisoned") == []
+
+
+def test_where_one_process_fails_alone_all_end(two):
+    assert two.done.returncode == 1
+    assert "[1] RuntimeError: the second process alone fails" in two.done.stderr
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 1, "fsdp": 8, "rules": "fsdp"}])
+def test_eight_devices_of_one_process_do_what_one_does(mesh, lcd, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "make_mesh", make_mesh)
+    monkeypatch.setitem(rules.RULES, "fsdp", SPLIT)
+    config = {**lcd, "steps": STOPPED, "mesh": mesh, "loop": {"log_steps": 1}}
+    run_folder.train(build.run(config), tmp_path, progress=False)
+    assert close(losses(tmp_path), losses(alone.run)[:STOPPED])
+    assert close(trained(tmp_path), trained(alone.run, STOPPED))
+
+
+def test_coupling_pairs_the_global_batch_of_two_processes(data, tmp_path):
+    """By the commands themselves: launch.train in launch.local_cluster."""
+    latents, options = tmp_path / "latents", {"folder": str(data.pictures)}
+    encoding.encode(data.autoencoder, "image_folder", options, latents, 8, 10, size=32, progress=False)
+    model = {"start": str(data.autoencoder), "network": "tiny", "norm": "group"}
+    config = tiny.config({"name": "slct", "s1": 20}, model, latents, steps=2, loop={"log_steps": 1})
+    config |= {"optimizer": {"name": "sgd", "rate": 1e-4}}
+    file = tmp_path / "slct.py"
+    file.write_text(f"from ml_collections import ConfigDict\n\nget_config = lambda: ConfigDict({config!r})\n")
+    run_folder.train(build.run(config), tmp_path / "one", progress=False)
+    train = ["-m", "launch.train", "--config", str(file), "--run", str(tmp_path / "two")]
+    command = [sys.executable, *CLUSTER, "--devices", "2", "--", sys.executable, *train]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [read(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    for name in ("loss/mean", "transport_gain/mean", "grad_norm"):
+        one, other = ([line[name] for line in run] for run in lines)
+        assert close(other, one), name
+    networks = [flat(run_folder.load(tmp_path / name, weights="params")[1]["network"]) for name in ("one", "two")]
+    assert close(networks[1], networks[0])
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
