@@ -16,6 +16,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", loc
 RUN = flags.DEFINE_string("run", None, "Folder of the run; made if it is not there, gone on with if it is.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Trace the step and print parameters, memory and operations; train not.")
 DEVICES = flags.DEFINE_integer("devices", None, "Simulated devices to plan for or rehearse on.", lower_bound=1)
+PROFILE = flags.DEFINE_string("profile", None, "Steps to record, as 10:15, for TensorBoard or Perfetto.")
 flags.mark_flag_as_required("config")
 
 
@@ -32,7 +33,17 @@ def main() -> None:
     with several.joined():
         from lcm_jax import build, run_folder
 
-        run_folder.train(build.run(CONFIG.value), RUN.value)
+        run_folder.train(build.run(CONFIG.value), RUN.value, profile=recorded(PROFILE.value))
+
+
+def recorded(steps: str | None) -> tuple[int, int] | None:
+    """The first and the last step of "10:15"."""
+    if steps is None:
+        return None
+    first, colon, last = steps.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        entry.stop(f"--profile {steps!r} is no range of steps, such as 10:15")
+    return int(first), int(last)
 
 
 if __name__ == "__main__":

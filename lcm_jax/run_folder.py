@@ -20,6 +20,7 @@ from lcm_jax.data.image_loader import training_images
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.export import flax_folder
+from lcm_jax.machine import machine
 from lcm_jax.models import flax_file, lora
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.spec import ModelSpec
@@ -28,7 +29,7 @@ from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.parallel.transfer import fetch
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
 from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
-from lcm_jax.train import loop
+from lcm_jax.train import lives, loop
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
 from lcm_jax.train.metrics import MetricsWriter
 from lcm_jax.train.state import State
@@ -43,8 +44,12 @@ SHOWN = 16  # images in a training grid
 MEASURED = 32  # images a call when latents are measured
 
 
-def train(run: Run, where: str | Path, progress: bool = True) -> State:
+def train(
+    run: Run, where: str | Path, progress: bool = True, profile: tuple[int, int] | None = None
+) -> State:
     """Starts the run in `where`, or goes on with the one that is there; returns the last state.
+
+    `profile` are the first and the last step to be recorded in the folder's profile.
 
     Of several processes the first alone writes what is not a checkpoint. Raises ValueError if the folder holds another
     run, or if another process was given another config.
@@ -62,6 +67,8 @@ def train(run: Run, where: str | Path, progress: bool = True) -> State:
         state, start = restored.state, restored.step
         run.loader.set_state(restored.position)
     writer = MetricsWriter(where, start=start, steps=run.config["steps"], bar=progress) if first else None
+    if first:
+        lives.begin(where, start, {"machine": machine(), "processes": jax.process_count()})
     hook = sample_hook(run, where / SAMPLES) if loop_settings.get("sample_steps") else None
     try:
         return loop.run(
@@ -77,6 +84,7 @@ def train(run: Run, where: str | Path, progress: bool = True) -> State:
             hooks=() if hook is None else (hook,),
             describe_batch=run.describe_batch,
             folder=where,
+            profile=profile,
             **loop_settings,
         )
     finally:

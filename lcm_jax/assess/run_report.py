@@ -56,12 +56,17 @@ def course(record: RunRecord) -> dict[str, str]:
         found["seconds a step"] = f"{record.config['data']['batch_size'] / rate:.3g}"
     if (wait := record.median("data/wait_share")) is not None:
         found["waiting for data"] = f"{100 * wait:.2f} %"
+    if (wait := record.median("device/wait_share")) is not None:
+        found["waiting for the device"] = f"{100 * wait:.1f} %"
+    if (peak := record.median("device/peak_gib")) is not None:
+        found["memory of a device, peak"] = f"{peak:.2f} GiB"
     if record.wall is not None:
         found |= {"wall time": spent(record.wall), "of steps that count": spent(record.counted)}
         found["goodput"] = f"{100 * record.goodput:.1f} %"
         found["first steps, compilation"] = spent(record.total("first_step/seconds"))
-    if saving := record.total("aside/seconds"):
-        found["saving and sampling"] = spent(saving)
+    for name, what in (("save", "waiting for checkpoints"), ("hooks", "drawing samples")):
+        if seconds := record.total(f"{name}/seconds"):
+            found[what] = spent(seconds)
     if record.lives:
         found["lives"] = str(len(record.lives))
     return found

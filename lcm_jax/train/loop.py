@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +19,7 @@ from lcm_jax.parallel.transfer import fetch
 from lcm_jax.train.checkpoint import Checkpointer
 from lcm_jax.train.interrupt import Interrupt
 from lcm_jax.train.metrics import MetricsWriter
+from lcm_jax.train.observing import Patience, Tracer, memory
 
 log = logging.getLogger(__name__)
 NONFINITE_FILE = "nonfinite.json"
@@ -105,14 +108,22 @@ class _Clock:
     """Where the time since `begun` went, in seconds; saving and hooks do not count as training."""
 
     begun: float = field(default_factory=time.perf_counter)
-    waiting: float = 0.0
-    aside: float = 0.0
+    spent: Counter[str] = field(default_factory=Counter)
     images: int = 0
 
+    @contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Counts the time within for `what`."""
+        before = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - before
+
     def rates(self) -> dict[str, float]:
-        """Images per second, and the share of the time in which the host waited for data."""
-        spent = max(time.perf_counter() - self.begun - self.aside, 1e-9)
-        return {"images/s": self.images / spent, "data/wait_share": self.waiting / spent}
+        """Images per second, shares of the time in which the host waited, and what went to no step at all."""
+        aside = {f"{name}/seconds": self.spent[name] for name in ("save", "hooks") if self.spent[name]}
+        training = max(time.perf_counter() - self.begun - sum(aside.values()), 1e-9)
+        waits = {f"{name}/wait_share": self.spent[name] / training for name in ("data", "device")}
+        return {"images/s": self.images / training, **waits, **aside}
 
 
 def run(
@@ -132,6 +143,8 @@ def run(
     hooks: Iterable[Callable[[int, Any, Mapping[str, float]], Mapping[str, float] | None]] = (),
     describe_batch: Callable[[Mapping[str, Any]], Any] | None = None,
     folder: str | Path | None = None,
+    hang_seconds: float = 1800.0,
+    profile: tuple[int, int] | None = None,
 ) -> Any:
     """Train from `state.step` to step `steps` and return the state; interrupted, it returns an earlier one.
 
@@ -142,6 +155,10 @@ def run(
     `describe_batch` turns the names in a batch (entries key, index, caption) into JSON for the record that
     a non-finite loss leaves in `folder`/nonfinite.json.
 
+    A step that takes longer than `hang_seconds` (0: none does) ends the process with the stacks of its threads on
+    stderr; the first step, which compiles, may take as long as it likes. `profile` (first, last) are steps that are
+    recorded, for TensorBoard or Perfetto, in `folder`/profile.
+
     Several processes call it with the same arguments, each with its own part of the data, all but the first without
     `writer`. A signal to any one of them stops all after the same step, AHEAD steps later.
 
@@ -151,7 +168,10 @@ def run(
     for name, value in (("steps", steps), ("log_steps", log_steps), ("checkpoint_steps", checkpoint_steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if hang_seconds < 0:
+        raise ValueError(f"hang_seconds must be at least 0 (never), not {hang_seconds:g}")
     hooks = tuple(hooks)
+    tracer, patience = Tracer(profile, folder), Patience(hang_seconds)
     started = saved = number = int(state.step)
     watch = _Watch(describe_batch, None if folder is None else Path(folder))
     clock, first, latest = _Clock(), {}, {}
@@ -159,7 +179,7 @@ def run(
 
     def report(at: int) -> None:
         nonlocal clock, first, latest
-        latest = {**watch.means(), **clock.rates(), **first}
+        latest = {**watch.means(), **clock.rates(), **memory(), **first}
         watch.fetched.clear()
         clock, first = _Clock(), {}
         if writer is not None:
@@ -167,26 +187,31 @@ def run(
 
     def save() -> None:
         nonlocal saved
-        watch.look(number)  # never store a state whose loss was not looked at
+        with clock.on("device"):
+            watch.look(number)  # never store a state whose loss was not looked at
         if checkpointer is not None:
-            checkpointer.save(number, state, loader.get_state(), watch.means() or latest)
+            with clock.on("save"):
+                checkpointer.save(number, state, loader.get_state(), watch.means() or latest)
         saved = number
 
     def call_hooks() -> None:
-        watch.look(number)
-        for hook in hooks:
-            more = hook(number, state, latest)
-            if more and writer is not None:
-                writer.write(number, more)
+        with clock.on("device"):
+            watch.look(number)
+        with clock.on("hooks"):
+            for hook in hooks:
+                more = hook(number, state, latest)
+                if more and writer is not None:
+                    writer.write(number, more)
 
     try:
         with Interrupt() as stop:
             while number < steps and not stopping:
                 before = time.perf_counter()
-                batch = next(loader, None)
+                with clock.on("data"):
+                    batch = next(loader, None)
                 if batch is None:
                     raise ValueError(f"the loader ended at step {number} of {steps}; it must repeat its data")
-                clock.waiting += time.perf_counter() - before
+                tracer.begin(number + 1)
                 placed = place_batch(batch)
                 state, metrics = step_fn(state, frozen, placed, root_key)
                 number += 1
@@ -198,21 +223,25 @@ def run(
                     first = {"first_step/seconds": time.perf_counter() - before}
                     clock = _Clock()
                 elif len(watch.in_flight) > AHEAD:
-                    jax.block_until_ready(watch.in_flight[-1 - AHEAD].metrics)
+                    with clock.on("device"):
+                        jax.block_until_ready(watch.in_flight[-1 - AHEAD].metrics)
+                tracer.end(number, metrics)
                 if (number - 1) % log_steps == 0 and number - 1 > started:
-                    watch.look(number - 1)  # a step late: the device is busy with `number` meanwhile
+                    with clock.on("device"):
+                        watch.look(number - 1)  # a step late: the device is busy with `number` meanwhile
                     report(number - 1)
                     if checkpointer is not None:
                         checkpointer.check()
                 if writer is not None:
                     writer.tick(number)
-                before = time.perf_counter()
                 if number % checkpoint_steps == 0:
                     save()
                 if sample_steps and number % sample_steps == 0 and number < steps:
+                    patience.rest()
                     call_hooks()
-                clock.aside += time.perf_counter() - before
+                patience()
                 stopping = wish(stop.requested)
+            patience.rest()
             watch.look(number)
             if watch.fetched:
                 report(number)
@@ -224,6 +253,8 @@ def run(
                 name = stop.name or "a signal to another process"
                 log.warning("stopped by %s after step %d of %d", name, number, steps)
     finally:
+        patience.rest()
+        tracer.close()
         if checkpointer is not None:
             checkpointer.wait()  # what was being written when something went wrong is still good
     return state

@@ -126,12 +126,12 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_one_before_are_fetched(m
 
 def test_time_waiting_for_data_is_measured(tmp_path):
     shares = []
-    for pause in (0.0, 0.02):
+    for pause in (0.0, 0.1):
         writer = MetricsWriter(tmp_path / str(pause))
-        go(Numbers(pause=pause), 21, log_steps=20, writer=writer)
+        go(Numbers(pause=pause), 11, log_steps=10, writer=writer)
         writer.close()
         shares.append(read(tmp_path / str(pause) / "metrics.jsonl")[0]["data/wait_share"])
-    assert shares[1] > 0.8 > shares[0]
+    assert shares[1] > 0.5 > shares[0]
 
 
 def test_hooks_see_the_state_and_add_metrics(tmp_path):
