@@ -8,6 +8,8 @@
     python -m launch.sample --model FOLDER --prompt "in oil" --image photo.png --strength 0.5
     python -m launch.sample --checkpoint runs/emoji_slct --n 64 --sigmas 80,0.5      # a model without captions
 
+Started as several processes, as launch.train is, each draws its share of the prompts on all of its devices.
+
 --w is LCM's guidance, cond + w (cond - uncond); --guidance is the usual scale, w + 1.
 """
 
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import entry
+from launch import entry, several
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of launch.train.")
 MODEL = flags.DEFINE_string(
@@ -69,7 +71,14 @@ def main() -> None:
         entry.stop("--strength is for --image: how much of it is drawn anew")
     if CHECKPOINT.value is not None and (VARIANT.present or DTYPE.present or KIND.present):
         entry.stop("--variant, --dtype and --kind are for --model")
-    w = W.value if GUIDANCE.value is None else GUIDANCE.value - 1
+    with several.joined():
+        from_prompts(prompts, W.value if GUIDANCE.value is None else GUIDANCE.value - 1)
+
+
+def from_prompts(prompts: list[str], w: float | None) -> None:
+    """Pictures of prompts; of several processes each draws its own."""
+    import jax
+
     from lcm_jax import drawing, run_folder
     from lcm_jax.pipeline import Pipeline
 
@@ -86,6 +95,8 @@ def main() -> None:
     if IMAGE.value is not None:
         chosen |= {"image": IMAGE.value, "strength": STRENGTH.value}
     grid, made = drawing.draw(pipe, prompts, OUT.value, n=N.value, **chosen)
+    if jax.process_index():
+        return
     print(f"{made['sampler']}, {made['steps']} steps ({made['evaluations']} network evaluations), seed {made['seed']}")
     print(f"w {made['w']:g}, guidance scale {made['guidance']:g}")
     print(grid)

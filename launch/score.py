@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from launch import entry
+from launch import entry, several
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Protocol.", lock_config=True)
 MODEL = flags.DEFINE_string("model", None, "Student: a run, or any model that launch.sample takes.")
@@ -25,6 +25,14 @@ flags.mark_flags_as_required(["config", "model", "prompts", "real", "out"])
 
 
 def main() -> None:
+    with several.joined():
+        score()
+
+
+def score() -> None:
+    """The table; of several processes each draws and looks at its share of the pictures."""
+    import jax
+
     from lcm_jax import run_folder
     from lcm_jax.assess import protocol
     from lcm_jax.machine import machine
@@ -35,7 +43,8 @@ def main() -> None:
         pipes["teacher"] = run_folder.pipeline(TEACHER.value, dtype=DTYPE.value)
     real = protocol.real_pictures(REAL.value, pipes["student"].spec.image_size)
     protocol.run(CONFIG.value.to_dict(), pipes, prompts, real, OUT.value, {"machine": machine()})
-    print((Path(OUT.value) / "table.md").read_text())
+    if jax.process_index() == 0:
+        print((Path(OUT.value) / "table.md").read_text())
 
 
 if __name__ == "__main__":

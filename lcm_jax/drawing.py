@@ -13,6 +13,7 @@ from lcm_jax import __version__
 from lcm_jax.data import images as pixels
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
+from lcm_jax.parallel.agreement import on_all
 from lcm_jax.pipeline import Pipeline
 
 TILE = 128  # pixels a picture of the grid should at least have along a side
@@ -41,7 +42,8 @@ def draw(
     """Draws n pictures of each prompt into `out`; the path of their grid (a prompt a row), and the settings.
 
     Pictures that are there already, made with the same settings, are kept: an interrupted list goes on. `image` is
-    the file of a picture to be changed; it is cropped to whole latents.
+    the file of a picture to be changed; it is cropped to whole latents. Several processes draw each its own prompts
+    into a folder that they share; the grid is the first one's.
     """
     start = None if image is None else opened(pipe, image, size)
     size = size if start is None else start.shape[:2]
@@ -57,9 +59,8 @@ def draw(
         for row, prompt in enumerate(prompts)
     ]
     wanted = lambda row, number: {"prompt": prompts[row], "number": number, **chosen}
-    missing = [
-        row for row in range(len(prompts)) if not all(made_with(names[row][i], wanted(row, i)) for i in range(n))
-    ]
+    own = range(jax.process_index(), len(prompts), jax.process_count())
+    missing = [row for row in own if not all(made_with(names[row][i], wanted(row, i)) for i in range(n))]
     keywords = {"steps": setting.steps, "w": chosen["w"], "seed": seed, "sampler": setting.sampler, "tile": tile}
     keywords |= {"negative_prompt": negative_prompt, "size": size, "image": start, "strength": strength, "batch": batch}
     rows = max(1, AT_ONCE // n)
@@ -69,15 +70,21 @@ def draw(
         for i, picture in enumerate(drawn):
             row, number = some[i // n], i % n
             grid.save(names[row][number], picture, wanted(row, number))
+    sheet = Path(out) / f"grid-{stem}.png"
+    on_all(True)  # every process has drawn
+    if jax.process_index():
+        return sheet, chosen
     shown = list(range(min(len(prompts), SHEET)))
+    if not all(path.exists() for row in shown for path in names[row]):
+        raise ValueError(f"{out} is not the same folder for every process: give an --out on storage that all share")
     images = np.stack([pixels.decode(path) for row in shown for path in names[row]])
     zoom = max(1, TILE // min(images.shape[1:3]))
     if len(prompts) == 1:
-        sheet = grid.grid(images, math.ceil(math.sqrt(n)), zoom=zoom)
+        together = grid.grid(images, math.ceil(math.sqrt(n)), zoom=zoom)
     else:
-        sheet = grid.grid(images, n, rows_labels=[prompts[row] for row in shown], zoom=zoom)
+        together = grid.grid(images, n, rows_labels=[prompts[row] for row in shown], zoom=zoom)
     about = {"prompts": list(prompts), "n": n, **chosen}
-    return grid.save(Path(out) / f"grid-{stem}.png", sheet, about), chosen
+    return grid.save(sheet, together, about), chosen
 
 
 def draw_from_noise(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lcm_jax.diffusion.boundary import EDMBoundary, consistency, edm_field
 from lcm_jax.diffusion.grid import Karras
 from lcm_jax.diffusion.path import VE
+from lcm_jax.drawers import Drawers
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.pipeline import BATCH, Keys, Noise, Pixels, image_keys, to_pixels
 from lcm_jax.sampling import few_step, reference
@@ -64,14 +65,14 @@ class EDMPipeline:
             raise ValueError(f"nothing to draw: {n} images")
         draw = self.sampler(steps, sigmas)
         keys = image_keys([""], n, seed)
-        batch = min(batch or BATCH, n)
-        images = []
+        size = self.drawers.size(batch or BATCH, n)
         with tqdm(total=n, unit="image", desc=self.name, disable=not progress, dynamic_ncols=True) as bar:
-            for start in range(0, n, batch):
-                index = np.minimum(np.arange(start, start + batch), n - 1)  # the last image fills up
-                images.append(np.asarray(draw(self.params, keys[index]))[: n - start])
-                bar.update(len(images[-1]))
-        return np.concatenate(images)
+            return self.drawers.map(partial(draw, self.drawers.params), (keys,), size, bar.update)
+
+    @cached_property
+    def drawers(self) -> Drawers:
+        """The devices that draw, with the weights."""
+        return Drawers(self.params)
 
     @property
     def name(self) -> str:

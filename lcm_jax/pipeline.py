@@ -20,6 +20,7 @@ from lcm_jax.diffusion.boundary import LCMBoundary, consistency
 from lcm_jax.diffusion.field import guided_field, network_field
 from lcm_jax.diffusion.guidance import guidance_embedding
 from lcm_jax.diffusion.path import vp_path
+from lcm_jax.drawers import Drawers
 from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.tiling import tiled
@@ -29,8 +30,8 @@ from lcm_jax.sampling import few_step, reference
 from lcm_jax.source import image_networks, in_dtype, open_model
 from lcm_jax.typing import Condition, Guidance, Latent, Params
 
-BATCH = 16  # images a call at most; the last call is padded, so that one compilation serves all
-PIXELS = 2**20  # of a call's images together, unless one alone has more
+BATCH = 16  # images a call and device at most
+PIXELS = 2**20  # of a device's images together, unless one alone has more
 OVERLAP = 8  # latent pixels that neighbouring tiles share when an image is decoded in tiles
 
 Pixels = UInt8[Array, "b h w 3"]
@@ -130,22 +131,22 @@ class Pipeline:
             if tuple(size) != image.shape[:2]:
                 raise ValueError(f"the image is {image.shape[:2]}, size {tuple(size)}: resize it, or leave size out")
         setting = self.setting(sampler, steps, size, None if image is None else strength, tile)
-        draw = self.from_tokens(setting)
-        tokens = np.repeat(self.captions.tokens(prompts), n, axis=0)
+        compiled = self.from_tokens(setting)
         empty = self.captions.tokens([negative_prompt or ""])
-        keys = image_keys(prompts, n, seed)
-        total = len(tokens)
-        batch = min(batch or max(1, min(BATCH, PIXELS // (setting.height * setting.width))), total)
-        changed = () if image is None else (np.broadcast_to(image, (batch, *image.shape)),)
-        images = []
-        with tqdm(total=total, unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True) as bar:
-            for start in range(0, total, batch):
-                index = np.minimum(np.arange(start, start + batch), total - 1)  # the last image fills up
-                every_w = jnp.full(batch, w, jnp.float32)
-                some = draw(self.params, self.captions.params, tokens[index], empty, every_w, keys[index], *changed)
-                images.append(np.asarray(some)[: total - start])
-                bar.update(len(images[-1]))
-        return np.concatenate(images)
+        tokens, keys = np.repeat(self.captions.tokens(prompts), n, axis=0), image_keys(prompts, n, seed)
+        each_w = np.full(len(tokens), w, np.float32)
+        changed = () if image is None else (np.broadcast_to(image, (len(tokens), *image.shape)),)
+        params, text = self.drawers.params
+        draw = lambda tokens, *rest: compiled(params, text, tokens, empty, *rest)
+        size = self.drawers.size(batch or max(1, min(BATCH, PIXELS // (setting.height * setting.width))), len(tokens))
+        bar = tqdm(total=len(tokens), unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True)
+        with bar:
+            return self.drawers.map(draw, (tokens, each_w, keys, *changed), size, bar.update)
+
+    @cached_property
+    def drawers(self) -> Drawers:
+        """The devices that draw, with the weights of networks and text encoders."""
+        return Drawers((self.params, self.captions.params))
 
     @property
     def default_sampler(self) -> str:

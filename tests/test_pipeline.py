@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
-from lcm_jax import captions, pipeline
+from lcm_jax import captions, drawing, pipeline
+from lcm_jax.drawers import Drawers
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
 
 
@@ -61,6 +63,35 @@ def test_many_pictures_come_in_batches_of_one_shape(student, monkeypatch):
     images = student("a red disc", steps=1, n=10)
     assert sizes == [4, 4, 4] and len(images) == 10
     close(images[9], student("a red disc", steps=1, n=16)[9])
+
+
+def test_devices_share_the_pictures_of_a_call(student):
+    many = Pipeline(student.spec, student.params)
+    many.drawers = Drawers((many.params, many.captions.params), jax.devices()[:4])
+    assert (many.drawers.size(4, 10), many.drawers.size(4, 30), student.drawers.size(4, 3)) == (12, 16, 3)
+    close(many("a red disc", steps=1, n=10), student("a red disc", steps=1, n=10))
+    (draw,) = many._compiled.values()
+    assert draw._cache_size() == 1
+
+
+def test_processes_draw_their_own_prompts_and_the_first_the_grid(student, tmp_path, monkeypatch):
+    prompts, settings = ["a red disc", "a blue bar", "a green dot"], {"steps": 1, "n": 1, "batch": 1, "progress": False}
+    sheet, _ = drawing.draw(student, prompts, tmp_path / "one", **settings)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(drawing, "on_all", lambda mine: mine)
+    asked, call = [], Pipeline.__call__
+    monkeypatch.setattr(Pipeline, "__call__", lambda self, some, **kw: asked.append(some) or call(self, some, **kw))
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(ValueError, match="is not the same folder for every process"):
+        drawing.draw(student, prompts, tmp_path / "alone", **settings)
+    for index in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        drawing.draw(student, prompts, tmp_path / "two", **settings)
+        assert (tmp_path / "two" / sheet.name).exists() == (index == 0)
+    assert asked[1:] == [["a blue bar"], ["a red disc", "a green dot"]]
+    for path in (tmp_path / "one").iterdir():
+        with Image.open(path) as a, Image.open(tmp_path / "two" / path.name) as b:
+            close(np.asarray(a), np.asarray(b))
 
 
 def test_w_and_context_matter_and_one_key_is_split(student):

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lcm_jax.data import images as pixels
 from lcm_jax.evaluate.feature_statistics import FeatureStatistics, merged_over_hosts, statistics
 from lcm_jax.evaluate.features import BATCH, FeatureNet, Images, Set, fingerprint
 from lcm_jax.evaluate.frechet import Moments, moments_of
+from lcm_jax.parallel.agreement import on_all
 from lcm_jax.weights.folder import write_bytes
 
 FORMAT = 1
@@ -81,7 +81,7 @@ def reference(
     }
     path = Path(keep) / f"{net.name}-{fingerprint(json.dumps(about, sort_keys=True))}.npz"
     kept = _read(path, about)
-    if not _everywhere(kept is not None):
+    if not on_all(kept is not None):
         kept = merged_over_hosts(statistics(net, real.sets(), batch, done))
         if kept.count != real.count:
             raise ValueError(f"{kept.count} of {real.count} real images were read: give all of them")
@@ -122,10 +122,3 @@ def _read(path: Path, about: dict[str, Any]) -> FeatureStatistics | None:
     if said != about | {"checksum": fingerprint(mean, scatter)}:
         return None
     return FeatureStatistics(about["count"], mean, scatter)
-
-
-def _everywhere(true: bool) -> bool:
-    """Whether it is true on every process: all of them take the same way."""
-    if jax.process_count() == 1:
-        return true
-    return bool(np.asarray(multihost_utils.process_allgather(np.array([true]))).all())
