@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from lcm_jax.typing import Params
 
 Decay = Callable[[Float[Array, ""]], Any]  # of the average, at the number of steps made before
-Numbers = float | Sequence[float]
+Numbers = float | int | Sequence[float | int]
 POWER = "power"
 WIDEST = 1 / np.sqrt(12)  # standard deviation of a profile that weighs every step alike
 
@@ -34,25 +34,25 @@ def averages(ema_decay: Numbers | None = 0.9999, ema_power: Numbers | None = Non
     return found
 
 
-def called(name: str, number: float) -> str:
+def called(name: str, number: float | int) -> str:
     """What an average is called: its decay such as "0.9999", or "power0.1" by its width."""
     return f"{POWER}{float(number)}" if name == "ema_power" else str(float(number))
 
 
-def constant(decay: float) -> Decay:
+def constant(decay: float | int) -> Decay:
     """The decay, from below: young averages follow closely, so that a short run samples from no initial noise."""
     if not 0 <= decay < 1:
         raise ValueError(f"config.average.ema_decay is {decay}: give at least 0 and below 1, such as 0.9999")
     return lambda count: jnp.minimum(decay, (1.0 + count) / (10.0 + count))
 
 
-def power(width: float) -> Decay:
+def power(width: float | int) -> Decay:
     """(1 - 1 / t)^(gamma + 1) at step t: the average weighs step s as s^gamma (arXiv 2312.02696, section 3.1)."""
     gamma = exponent(width)
     return lambda count: jnp.exp((gamma + 1) * jnp.log1p(-1 / (1 + count)))
 
 
-def exponent(width: float) -> float:
+def exponent(width: float | int) -> float:
     """gamma, of which sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (arXiv 2312.02696, section 3.1)."""
     if not 0 < width <= WIDEST:
         raise ValueError(f"config.average.ema_power is {width}: give a width above 0, up to {WIDEST:.4f}, such as 0.1")
