@@ -34,7 +34,7 @@ def main() -> None:
     if (CHECKPOINT.value is None) == (MODEL.value is None):
         entry.stop("give either --checkpoint RUN or --model MODEL")
     if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):
-        entry.stop("--step and --weights choose among the weights of --checkpoint; a --model has one set")
+        entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a --model has one set")
     if CHECKPOINT.value is not None and VARIANT.present:
         entry.stop("--variant chooses among the files of a diffusers --model; a run has none")
     if VERIFY.value and FORMAT.value != "diffusers":

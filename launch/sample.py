@@ -58,9 +58,10 @@ def main() -> None:
     if W.value is not None and GUIDANCE.value is not None:
         entry.stop("--w and --guidance exclude each other: guidance is w + 1")
     if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):
-        entry.stop("--step and --weights choose among the weights of --checkpoint; a model folder has one set")
+        entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a model folder has one set")
+    weights = entry.weights(WEIGHTS, EMA)
     if not takes_captions():
-        return from_noise()
+        return from_noise(weights)
     if SIGMAS.present:
         entry.stop("--sigmas is for models of noise levels, without captions; this one takes --steps")
     if LABEL.present:
@@ -81,7 +82,7 @@ def main() -> None:
     if MODEL.value is not None:
         pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value, KIND.value)
     else:
-        pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, entry.weights(WEIGHTS, EMA))
+        pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, weights)
     if LORA.value:
         from lcm_jax import adapting
 
@@ -110,7 +111,7 @@ def takes_captions() -> bool:
     return run_folder.takes_captions(CHECKPOINT.value or MODEL.value, VARIANT.value, KIND.value)
 
 
-def from_noise() -> None:
+def from_noise(weights: str) -> None:
     """Pictures of a model without captions."""
     if given := [name for name in TEXT_ONLY if flags.FLAGS[name].present]:
         entry.stop(f"this model draws from noise alone: leave --{given[0]} out")
@@ -120,7 +121,7 @@ def from_noise() -> None:
         entry.stop(f"--sigmas takes numbers with commas between, not {','.join(SIGMAS.value)!r}")
     from lcm_jax import drawing, run_folder
 
-    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, entry.weights(WEIGHTS, EMA))
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, weights)
     chosen = {"steps": STEPS.value, "sigmas": sigmas, "label": LABEL.value, "seed": SEED.value, "batch": BATCH.value}
     grid, made = drawing.draw_from_noise(pipe, OUT.value, n=N.value, **chosen)
     print(f"{made['sampler']}, {made['steps']} steps ({made['evaluations']} network evaluations), seed {made['seed']}")
