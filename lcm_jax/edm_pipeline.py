@@ -118,12 +118,16 @@ class EDMPipeline:
             raise ValueError(f"a label is outside 0..{count - 1} ({count}: none of the classes)")
         return np.broadcast_to(found, n).astype(np.int32)
 
+    def names(self, labels: Labels) -> list[str]:
+        """What the classes of labels are called; "no label" is none of them."""
+        names = (*self.spec.classes, "no label")
+        return [names[int(label)] for label in labels]
+
     def told(self, labels: np.ndarray | None) -> dict[str, Any]:
-        """The names of labels as pictures remember them: one where all are the same."""
+        """Labels as pictures remember them: one name where all are the same."""
         if labels is None:
             return {}
-        named = dict(enumerate(self.spec.classes))
-        names = [named.get(int(label), int(label)) for label in labels]
+        names = self.names(labels)
         return {"label": names[0] if len(set(names)) == 1 else names}
 
     def times(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> np.ndarray:

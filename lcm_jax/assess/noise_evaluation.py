@@ -104,8 +104,8 @@ def evaluate(
     }
     labels = judge.labels(pipe)
     if labels is not None:
-        told = Counter(pipe.spec.classes[label] if label < len(pipe.spec.classes) else "none" for label in labels)
-        protocol["labels"] = {"those of": "the real images, one each", "pictures": dict(sorted(told.items()))}
+        pictures = dict(sorted(Counter(pipe.names(labels)).items()))
+        protocol["labels"] = {"those of": "the real images, one each", "pictures": pictures}
     protocol["hash"] = fingerprint(json.dumps(protocol, sort_keys=True))
     result = open_result(out, protocol, {**pipe.origin, **(about or {})})
     result["references"] = result["references"] or judge.controls()
