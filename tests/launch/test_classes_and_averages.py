@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 CLASSES = tuple(sorted(tiny.COLOURS))
 STEPS, STOP = 8, 5  # four stages of two steps; it stops in the middle of the third
 STAGES = [10, 10, 20, 20, 40, 40, 80, 80]
-AVERAGES = ["0.9", "0.5", "power0.1"]
+AVERAGES = ["0.3", "0.1", "power0.1"]
 
 
 def same(a, b):
@@ -62,7 +62,7 @@ def train(data, latents32):
 def labelled(train):
     """slct over a whole curriculum: once in one go, once stopped and gone on with."""
     objective = {"name": "slct", "s1": 80, "steps": STEPS, "label_drop": 0.25}
-    more = {"model": {"classes": len(CLASSES)}, "average": {"ema_decay": (0.9, 0.5), "ema_power": 0.1}}
+    more = {"model": {"classes": len(CLASSES)}, "average": {"ema_decay": (0.3, 0.1), "ema_power": 0.1}}
     whole = train("labelled", objective, samples=True, **more)
     stopped = train("labelled_twice", objective, STOP, **more)
     again = train("labelled_twice", objective, **more)
@@ -102,21 +102,21 @@ def test_every_average_is_kept_and_told_apart(labelled, data):
     assert set(state.ema) == set(AVERAGES)
     whole = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     away = {name: np.abs(whole(tree) - whole(state.params)).max() for name, tree in state.ema.items()}
-    assert 0 < away["0.5"] < away["0.9"] and away["power0.1"] > 0, away
-    for weights, name in (("ema", "0.9"), ("ema/0.9", "0.9"), ("ema/0.50", "0.5"), ("ema/power0.1", "power0.1")):
+    assert 0 < away["0.1"] < away["0.3"] and away["power0.1"] > 0, away
+    for weights, name in (("ema", "0.3"), ("ema/0.3", "0.3"), ("ema/0.10", "0.1"), ("ema/power0.1", "power0.1")):
         spec, networks, step = run_folder.load(labelled.run, weights=weights)
         same(networks["network"], state.ema[name])
         assert run_folder.recorded(spec, labelled.run, step, weights).about["training"]["weights"] == f"ema/{name}"
         assert run_folder.pipeline(labelled.run, weights=weights).origin["weights"] == f"ema/{name}"
     same(run_folder.load(labelled.run, weights="params")[1]["network"], state.params)
-    with pytest.raises(ValueError, match="keeps no average '0.99'; choose one of 0.9, 0.5, power0.1"):
+    with pytest.raises(ValueError, match="keeps no average '0.99'; choose one of 0.3, 0.1, power0.1"):
         run_folder.load(labelled.run, weights="ema/0.99")
-    with pytest.raises(ValueError, match="unknown weights 'params/0.9'"):
-        run_folder.load(labelled.run, weights="params/0.9")
-    out = exporting.export(labelled.run, data.root / "labelled_half", weights="ema/0.5", msgpack=False)
-    same(tiny.tree(out, "network"), state.ema["0.5"])
-    assert EDMPipeline.load(out).origin["weights"] == "ema/0.5"
-    assert "The ema/0.5 weights of step 8" in (out / "README.md").read_text()
+    with pytest.raises(ValueError, match="unknown weights 'params/0.3'"):
+        run_folder.load(labelled.run, weights="params/0.3")
+    out = exporting.export(labelled.run, data.root / "labelled_half", weights="ema/0.1", msgpack=False)
+    same(tiny.tree(out, "network"), state.ema["0.1"])
+    assert EDMPipeline.load(out).origin["weights"] == "ema/0.1"
+    assert "The ema/0.1 weights of step 8" in (out / "README.md").read_text()
 
 
 def test_one_average_is_stored_as_it_always_was(train, data, labelled):
@@ -160,7 +160,7 @@ def test_pictures_are_drawn_by_class(labelled, exported, tmp_path):
         with pytest.raises(ValueError, match=message):
             pipe(3, label=label)
     _, chosen = drawing.draw_from_noise(pipe, tmp_path, n=3, progress=False)
-    assert chosen["label"] == ["blue", "green", "red"] and chosen["weights"] == "ema/0.9"
+    assert chosen["label"] == ["blue", "green", "red"] and chosen["weights"] == "ema/0.3"
     assert grid.settings(tmp_path / "consistency2-seed0-002.png")["label"] == "red"
     (sheet,) = (labelled.run / "samples").iterdir()
     assert grid.settings(sheet)["label"] == [*CLASSES] * 4
@@ -168,11 +168,11 @@ def test_pictures_are_drawn_by_class(labelled, exported, tmp_path):
 
 def test_the_command_draws_one_class_of_one_average(labelled, tmp_path):
     command = [sys.executable, "-m", "launch.sample", "--checkpoint", str(labelled.run), "--out", str(tmp_path)]
-    told = ["--n", "2", "--label", "red", "--ema", "0.5"]
+    told = ["--n", "2", "--label", "red", "--ema", "0.1"]
     done = subprocess.run([*command, *told], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     settings = grid.settings(tmp_path / "grid-consistency2-red-seed0.png")
-    assert settings["label"] == "red" and settings["weights"] == "ema/0.5"
+    assert settings["label"] == "red" and settings["weights"] == "ema/0.1"
 
 
 def test_scores_are_of_the_classes_of_the_real_pictures(exported, latents32, data, tmp_path):
@@ -185,7 +185,7 @@ def test_scores_are_of_the_classes_of_the_real_pictures(exported, latents32, dat
     assert [CLASSES[label] for label in judge.labels(pipe)] == wanted
     result = noise_evaluation.evaluate(pipe, judge, noise_evaluation.Plan((1,), (0,), 8), tmp_path, progress=False)
     assert result["protocol"]["labels"]["pictures"] == Counter(wanted)
-    assert json.loads((tmp_path / "scores.json").read_text())["about"]["weights"] == "ema/0.9"
+    assert json.loads((tmp_path / "scores.json").read_text())["about"]["weights"] == "ema/0.3"
     drawn = judge.score(pipe(8, steps=1, label=judge.labels(pipe)))
     assert result["entries"][0]["scores"] == pytest.approx(drawn)
 
