@@ -10,6 +10,7 @@ from launch import entry
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the student; or give --model.")
 MODEL = flags.DEFINE_string("model", None, "Exported folder of the student.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params", "target"], "Which weights of a run.")
+EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; the newest if left out.")
 TEACHER = flags.DEFINE_string("teacher", None, "Model the student was distilled from.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A row; repeat it. Held-out captions and free text if left out.")
@@ -26,7 +27,7 @@ def main() -> None:
     from lcm_jax import run_folder
     from lcm_jax.assess import comparison
 
-    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
+    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, entry.weights(WEIGHTS, EMA))
     teacher = run_folder.pipeline(TEACHER.value)
     prompts = PROMPT.value or comparison.default_prompts(READER.value)
     print(comparison.compare(student, teacher, prompts, OUT.value, W.value, TEACHER_W.value, SEED.value))

@@ -7,6 +7,9 @@
     python -m launch.encode --reader parquet --folder FILES --options caption=prompt --model MODEL --out data/mine
     python -m launch.encode --reader tfds --options name=NAME --options data_dir=DIR --model MODEL --out data/mine
 
+Classes for networks that are told labels, not captions: --options subfolders=true (ImageNet's folders), a `label` in
+metadata, .cls of shards, class columns and features, --options label=category of twemoji.
+
 Interrupted, it goes on where it stopped. --check changes nothing and exits with 1 if there are problems.
 """
 
@@ -80,6 +83,8 @@ def main() -> None:
     )
     counts = ", ".join(f"{n} {split}" for split, n in made.counts.items())
     print(f"{OUT.value}: {counts}; latents {'x'.join(map(str, made.latent_shape))}, measured scale {made.scale:.4f}")
+    if made.classes:
+        print(f"{len(made.classes)} classes: {', '.join(made.classes[:20])}{', ...' if len(made.classes) > 20 else ''}")
     if made.skipped:
         print(f"{made.skipped} pictures were left out; {OUT.value}/skipped.jsonl says which and why")
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -62,6 +63,15 @@ def said(error: BaseException) -> str:
 def stop(message: str) -> None:
     """Leaves with the message on one line."""
     sys.exit("error: " + " ".join(message.split()))
+
+
+def weights(weights: Any, ema: Any) -> str:
+    """Which weights of a run the flags --weights and --ema name together."""
+    if ema.value is None:
+        return weights.value
+    if weights.value != "ema":
+        stop(f"--ema chooses among averages, --weights {weights.value} is none: leave one of them out")
+    return f"ema/{ema.value}"
 
 
 def compiled() -> Path:

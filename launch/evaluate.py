@@ -25,6 +25,7 @@ from launch import entry
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the model to score; or give --model.")
 MODEL = flags.DEFINE_string("model", None, "Exported folder or shipped model to score.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params", "target"], "Which weights of a run.")
+EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; the newest if left out.")
 TEACHER = flags.DEFINE_string("teacher", None, "Model the student was distilled from, scored beside it.")
 DATA = flags.DEFINE_string("data", None, "Latent folder: captions, splits and contexts.")
@@ -87,7 +88,7 @@ def captioned(step: int | None, out: Path) -> None:
         limit=LIMIT.value,
         resamples=RESAMPLES.value,
     )
-    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, WEIGHTS.value)
+    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA))
     student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)
@@ -118,7 +119,7 @@ def from_noise(step: int | None, out: Path) -> None:
     from lcm_jax.assess import evaluation_set, feature_networks, noise_evaluation
     from lcm_jax.machine import machine
 
-    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, WEIGHTS.value)
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, _ = evaluation_set.open_folder(DATA.value, READER.value, moved, pipe.spec)
     given = {name: numbers(name, int, LISTS[name][1].value) for name in ("steps", "seeds") if LISTS[name][1].value}

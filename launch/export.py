@@ -20,6 +20,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to make.")
 FORMAT = flags.DEFINE_string("format", "flax", "flax, diffusers, single-file, lora or kohya.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32, float16 or bfloat16.")
 WEIGHTS = flags.DEFINE_string("weights", "ema", "ema (what the run's samples were drawn with), params or target.")
+EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
 STEP = flags.DEFINE_integer("step", None, "Training step; the newest by default.")
 VARIANT = flags.DEFINE_string("variant", None, 'Files of a diffusers --model to read, such as "fp16".')
 W = flags.DEFINE_float("w", None, "Fix the guidance w of a student, for programs that cannot give it one.")
@@ -32,8 +33,8 @@ flags.mark_flags_as_required(["out"])
 def main() -> None:
     if (CHECKPOINT.value is None) == (MODEL.value is None):
         entry.stop("give either --checkpoint RUN or --model MODEL")
-    if MODEL.value is not None and (STEP.present or WEIGHTS.present):
-        entry.stop("--step and --weights choose among the weights of --checkpoint; a --model has one set")
+    if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):
+        entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a --model has one set")
     if CHECKPOINT.value is not None and VARIANT.present:
         entry.stop("--variant chooses among the files of a diffusers --model; a run has none")
     if VERIFY.value and FORMAT.value != "diffusers":
@@ -43,7 +44,7 @@ def main() -> None:
     if CHECKPOINT.value is not None and not run_folder.is_run(CHECKPOINT.value):
         entry.stop(f"{CHECKPOINT.value} holds no run: give a --run folder of launch.train, or a model as --model")
     given = CHECKPOINT.value or MODEL.value
-    which = {"weights": WEIGHTS.value, "step": STEP.value, "variant": VARIANT.value, "w": W.value}
+    which = {"weights": entry.weights(WEIGHTS, EMA), "step": STEP.value, "variant": VARIANT.value, "w": W.value}
     how = {"overwrite": OVERWRITE.value, "msgpack": MSGPACK.value}
     out = exporting.export(given, OUT.value, FORMAT.value, DTYPE.value, **which, **how)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

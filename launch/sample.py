@@ -7,6 +7,7 @@
         --sampler lcm --steps 4 --w 0
     python -m launch.sample --model FOLDER --prompt "in oil" --image photo.png --strength 0.5
     python -m launch.sample --checkpoint runs/emoji_slct --n 64 --sigmas 80,0.5      # a model without captions
+    python -m launch.sample --checkpoint runs/classes --n 64 --label "Food & Drink"  # one of classes
 
 Started as several processes, as launch.train is, each draws its share of the prompts on all of its devices.
 
@@ -41,12 +42,14 @@ SIZE = flags.DEFINE_string("size", None, "Pixels of a picture, 512 or WIDTHxHEIG
 IMAGE = flags.DEFINE_string("image", None, "Picture to change instead of drawing from nothing.")
 STRENGTH = flags.DEFINE_float("strength", 0.6, "How much of --image is drawn anew, in (0, 1].")
 SIGMAS = flags.DEFINE_list("sigmas", None, "Falling noise levels of a consistency model without captions, one a step.")
+LABEL = flags.DEFINE_string("label", None, "Class of a model without captions, by name or number; else all in turn.")
 TILE = flags.DEFINE_integer("tile", None, "Decode in tiles of this many pixels a side: large pictures, little memory.")
 BATCH = flags.DEFINE_integer("batch", None, "Pictures a call; by default as their size allows.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
     "sampler", None, "lcm, or for a teacher ddim, ddim_leading, dpm_solver, dpm_solver_pp, dpmpp_2m, heun."
 )
 WEIGHTS = flags.DEFINE_string("weights", "ema", "ema, params or target of --checkpoint.")
+EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
 STEP = flags.DEFINE_integer("step", None, "Training step of --checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "samples", "Folder for the pictures.")
 
@@ -56,12 +59,15 @@ def main() -> None:
         entry.stop("give either --checkpoint RUN or --model FOLDER")
     if W.value is not None and GUIDANCE.value is not None:
         entry.stop("--w and --guidance exclude each other: guidance is w + 1")
-    if MODEL.value is not None and (STEP.present or WEIGHTS.present):
-        entry.stop("--step and --weights choose among the weights of --checkpoint; a model folder has one set")
+    if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):
+        entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a model folder has one set")
+    weights = entry.weights(WEIGHTS, EMA)
     if not takes_captions():
-        return from_noise()
+        return from_noise(weights)
     if SIGMAS.present:
         entry.stop("--sigmas is for models of noise levels, without captions; this one takes --steps")
+    if LABEL.present:
+        entry.stop("--label is for models of noise levels, without captions; this one takes --prompt")
     prompts = list(PROMPT.value)
     if PROMPTS.value is not None:
         prompts += [line.strip() for line in Path(PROMPTS.value).read_text().splitlines() if line.strip()]
@@ -85,7 +91,7 @@ def from_prompts(prompts: list[str], w: float | None) -> None:
     if MODEL.value is not None:
         pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value, KIND.value)
     else:
-        pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, WEIGHTS.value)
+        pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, weights)
     if LORA.value:
         from lcm_jax import adapting
 
@@ -116,7 +122,7 @@ def takes_captions() -> bool:
     return run_folder.takes_captions(CHECKPOINT.value or MODEL.value, VARIANT.value, KIND.value)
 
 
-def from_noise() -> None:
+def from_noise(weights: str) -> None:
     """Pictures of a model without captions."""
     if given := [name for name in TEXT_ONLY if flags.FLAGS[name].present]:
         entry.stop(f"this model draws from noise alone: leave --{given[0]} out")
@@ -126,8 +132,8 @@ def from_noise() -> None:
         entry.stop(f"--sigmas takes numbers with commas between, not {','.join(SIGMAS.value)!r}")
     from lcm_jax import drawing, run_folder
 
-    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, WEIGHTS.value)
-    chosen = {"steps": STEPS.value, "sigmas": sigmas, "seed": SEED.value, "batch": BATCH.value}
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, weights)
+    chosen = {"steps": STEPS.value, "sigmas": sigmas, "label": LABEL.value, "seed": SEED.value, "batch": BATCH.value}
     grid, made = drawing.draw_from_noise(pipe, OUT.value, n=N.value, **chosen)
     print(f"{made['sampler']}, {made['steps']} steps ({made['evaluations']} network evaluations), seed {made['seed']}")
     print(grid)

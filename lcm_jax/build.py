@@ -21,6 +21,7 @@ from lcm_jax.diffusion.grid import FixedGrid
 from lcm_jax.diffusion.path import vp_path
 from lcm_jax.models import lora, presets
 from lcm_jax.models.autoencoder import AutoencoderConfig, autoencoder
+from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.functional import Net
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec
 from lcm_jax.models.spec import build as build_dataclass
@@ -34,6 +35,7 @@ from lcm_jax.source import Model, Place, Spec, network, on_host
 from lcm_jax.start import Start, starting_point
 from lcm_jax.start_edm import EDMStart
 from lcm_jax.start_edm import starting_point as starting_point_edm
+from lcm_jax.train.averages import averages
 from lcm_jax.train.optimizer import SETTINGS as OPTIMIZER_SETTINGS
 from lcm_jax.train.optimizer import learning_rate, optimizer
 from lcm_jax.train.state import State
@@ -44,7 +46,7 @@ from lcm_jax.weights.bijection import flatten
 log = logging.getLogger(__name__)
 FIRST_WEIGHTS = 0x1417  # folded into the run's key for initialisation, apart from every step's fold
 SECTIONS = ("seed", "steps", "data", "model", "objective", "optimizer", "average", "mesh", "loop", "checkpoint")
-AVERAGE_KEYS = ("ema_decay",)
+AVERAGE_KEYS = ("ema_decay", "ema_power")
 OPTIMIZER_KEYS = ("name", "rate", "schedule", "warmup", "final", "accumulate", *OPTIMIZER_SETTINGS)
 REQUIRED = {"data": ("batch_size",), "objective": ("name",), "optimizer": ("name", "rate")}
 LATENTS = ("mean", "std")  # entries of a batch, as are the names of a condition
@@ -72,6 +74,11 @@ class Run:
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch as global arrays on the mesh, without what the step does not read."""
         return place_batch({k: v for k, v in batch.items() if k in self.reads}, self.mesh)
+
+    def sampled(self, state: State) -> Params:
+        """The average that samples are drawn with: the first."""
+        names = average_names(self.config)
+        return state.ema if len(names) == 1 else state.ema[names[0]]
 
     def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Key and caption of each row of a global batch, for the record a failed step leaves; all processes call it."""
@@ -263,8 +270,12 @@ def edm_run(cfg: dict[str, Any]) -> Run:
     data = dict(cfg["data"])
     per = data.pop("statistics", "element")
     loader = call(make_loader, "config.data", **data, seed=cfg["seed"], own=own_rows_of(cfg))
-    manifest.check_fits(loader.manifest, start.spec.latent_shape)
-    spec = owing(start.spec, loader.manifest.dataset.get("attribution"))
+    made = loader.manifest
+    manifest.check_fits(made, start.spec.latent_shape)
+    manifest.check_classes(made, start.spec.network.classes, start.spec.classes)
+    told = noise_condition(start.spec)
+    spec = dataclasses.replace(start.spec, classes=made.classes if told else ())
+    spec = owing(spec, made.dataset.get("attribution"))
     if start.fresh:
         mean, std = manifest.statistics(loader.rows.folders[0], per)
         statistics = {"mean": mean, "std": std}
@@ -272,7 +283,8 @@ def edm_run(cfg: dict[str, Any]) -> Run:
         statistics = start.model.load("statistics", on_host)
     mesh, rule_set = mesh_of(cfg)
     normalised = {"shift": statistics["mean"], "scale": spec.sigma_data / statistics["std"]}
-    frozen: dict[str, Any] = {"batch": replicate(normalised, mesh), "teacher": None}
+    frozen: dict[str, Any] = {"batch": replicate({**normalised, **told}, mesh), "teacher": None}
+    reads = (*LATENTS, "label") if told else LATENTS
     teacher = None
     if start.teacher is not None:
         teacher = network(start.teacher.spec, "network")
@@ -283,7 +295,12 @@ def edm_run(cfg: dict[str, Any]) -> Run:
         first = lambda: start.model.load("network", placer(net.abstract(), rule_set, mesh, "float32"))
     networks = {"autoencoder": start.model.load("autoencoder"), "statistics": statistics}
     apply = None if teacher is None else teacher.apply
-    return assemble(cfg, spec, networks, "network", LATENTS, loader, objective, net, first, frozen, apply, start.model)
+    return assemble(cfg, spec, networks, "network", reads, loader, objective, net, first, frozen, apply, start.model)
+
+
+def noise_condition(spec: EDMSpec) -> dict[str, Any]:
+    """What every batch of a network that is told labels holds beside its own: the number that means none of them."""
+    return {"no_label": jnp.int32(spec.network.classes)} if spec.network.classes else {}
 
 
 def assemble(
@@ -309,7 +326,7 @@ def assemble(
     mesh, rule_set = mesh_of(cfg)
     tx = optimizer_of(cfg)
     step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare)
-    make = first_state(net, tx, objective)
+    make = first_state(cfg, net, tx, objective)
     key = jax.random.key(cfg["seed"])
     shapes = jax.eval_shape(make, key, None)  # the same with first weights and without
     shardings = rules.infer(shapes, rule_set, mesh)
@@ -370,7 +387,6 @@ def step_of(
     prepare: Callable[[Any, Any], Any] | None,
 ) -> Step:
     """The step of a config, to be jitted."""
-    known(cfg["average"], AVERAGE_KEYS, "config.average")
     return train_step(
         objective,
         net.apply,
@@ -383,9 +399,18 @@ def step_of(
     )
 
 
-def first_state(net: Net, tx: Any, objective: base.Objective) -> Callable[[jax.Array, Params | None], State]:
+def average_names(cfg: Mapping[str, Any]) -> list[str]:
+    """The weight averages of config.average by name, the one that is sampled with first."""
+    known(cfg["average"], AVERAGE_KEYS, "config.average")
+    return list(averages(**cfg["average"]))
+
+
+def first_state(
+    cfg: Mapping[str, Any], net: Net, tx: Any, objective: base.Objective
+) -> Callable[[jax.Array, Params | None], State]:
     """(key, first weights) -> the state before the first step; what has no first weights is drawn."""
-    return lambda key, first: init_state(overlay(net.init(key), first or {}), tx, objective)
+    names = average_names(cfg)
+    return lambda key, first: init_state(overlay(net.init(key), first or {}), tx, objective, names)
 
 
 def check_data(made: manifest.Manifest, spec: ModelSpec, captions: CaptionEncoder) -> None:

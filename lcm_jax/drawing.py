@@ -93,23 +93,29 @@ def draw_from_noise(
     *,
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
+    label: str | int | None = None,
     seed: int = 0,
     n: int = 16,
     batch: int | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
-    """Draws n pictures of a model without captions into `out`; the path of their grid, and the settings."""
-    times = pipe.times(steps, sigmas)
+    """Draws n pictures of a model without captions into `out`; the path of their grid, and the settings.
+
+    Of a model with classes they are of the class `label`, or each class has its turn.
+    """
+    times, labels = pipe.times(steps, sigmas), pipe.labels(n, label)
     steps = len(times) if pipe.spec.role == "consistency" else len(times) - 1
     chosen = {"sampler": pipe.name, "steps": steps, "evaluations": pipe.nfe(steps), "seed": seed}
     chosen |= {"sigmas": times.tolist()} if pipe.spec.role == "consistency" else {}
     chosen |= {**pipe.origin, "versions": versions(), "device": jax.devices()[0].device_kind}
-    images = pipe(n, steps=steps, sigmas=sigmas, seed=seed, batch=batch, progress=progress)
-    stem = f"{pipe.name}{steps}-seed{seed}"
+    images = pipe(n, steps=steps, sigmas=sigmas, label=labels, seed=seed, batch=batch, progress=progress)
+    stem = f"{pipe.name}{steps}-{'' if label is None else slug(str(label)) + '-'}seed{seed}"
     for number, picture in enumerate(images):
-        grid.save(Path(out) / f"{stem}-{number:03d}.png", picture, {"number": number, **chosen})
+        own = {} if labels is None else pipe.told(labels[number : number + 1])
+        grid.save(Path(out) / f"{stem}-{number:03d}.png", picture, {"number": number, **own, **chosen})
     zoom = max(1, TILE // min(images.shape[1:3]))
     sheet = grid.grid(images, math.ceil(math.sqrt(n)), zoom=zoom)
+    chosen |= pipe.told(labels)
     return grid.save(Path(out) / f"grid-{stem}.png", sheet, {"n": n, **chosen}), chosen
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from lcm_jax.diffusion.boundary import EDMBoundary, consistency, edm_field
@@ -22,7 +22,8 @@ from lcm_jax.source import image_networks, network, open_model
 from lcm_jax.typing import Latent, Params
 
 CONSISTENCY, HEUN = "consistency", "heun"
-Draw = Callable[[dict[str, Params], Keys], Pixels]
+Labels = Int[np.ndarray | Array, " b"]
+Draw = Callable[[dict[str, Params], Keys, Labels | None], Pixels]
 Levels = Float[np.ndarray | Array, " n"]
 
 
@@ -44,7 +45,9 @@ class EDMPipeline:
         model = open_model(source)
         if not isinstance(model.spec, EDMSpec):
             raise ValueError(f"{source} is no network of noise levels: open it with lcm_jax.pipeline.Pipeline")
-        return cls(model.spec, {name: model.load(name) for name in image_networks(model.spec)}, {"model": str(source)})
+        trained = {k: v for k, v in model.spec.about.get("training", {}).items() if k in ("step", "weights")}
+        params = {name: model.load(name) for name in image_networks(model.spec)}
+        return cls(model.spec, params, {"model": str(source), **trained})
 
     def __call__(
         self,
@@ -52,6 +55,7 @@ class EDMPipeline:
         *,
         steps: int | None = None,
         sigmas: Sequence[float] | None = None,
+        label: str | int | Sequence[int] | Labels | None = None,
         seed: int = 0,
         batch: int | None = None,
         progress: bool = False,
@@ -59,15 +63,17 @@ class EDMPipeline:
         """n images, uint8 [n, H, W, 3]; the i-th of a seed is the same whatever else is drawn.
 
         `sigmas` are noise levels of a consistency model's steps, in the place of the model's own for `steps`.
-        Raises ValueError for impossible steps or noise levels.
+        `label` is that of `labels`.
+        Raises ValueError for impossible steps, noise levels or labels.
         """
         if n < 1:
             raise ValueError(f"nothing to draw: {n} images")
-        draw = self.sampler(steps, sigmas)
+        draw, labels = self.sampler(steps, sigmas), self.labels(n, label)
         keys = image_keys([""], n, seed)
         size = self.drawers.size(batch or BATCH, n)
         with tqdm(total=n, unit="image", desc=self.name, disable=not progress, dynamic_ncols=True) as bar:
-            return self.drawers.map(partial(draw, self.drawers.params), (keys,), size, bar.update)
+            rows = (keys,) if labels is None else (keys, labels)
+            return self.drawers.map(partial(draw, self.drawers.params), rows, size, bar.update)
 
     @cached_property
     def drawers(self) -> Drawers:
@@ -88,6 +94,42 @@ class EDMPipeline:
     def usual_steps(self) -> tuple[int, ...]:
         """The steps that are compared: every number that a consistency model has levels for; 18 and 40 of EDM."""
         return tuple(range(1, len(self.spec.sigmas) + 1)) if self.spec.role == "consistency" else (18, 40)
+
+    def labels(self, n: int, label: str | int | Sequence[int] | Labels | None = None) -> np.ndarray | None:
+        """Numbers of the classes of n pictures, int32 [n]; None for a network that is told none.
+
+        `label` is the name or the number of a class, or a number a picture; without it every class has its turn. The
+        number after the last class means none of them, as a share of the labels does in training (`label_drop`).
+        Raises ValueError for a class that is not there.
+        """
+        names, count = self.spec.classes, self.spec.network.classes
+        if not count:
+            if label is not None:
+                raise ValueError(f"label is {label!r}, but this model was trained without labels: leave it out")
+            return None
+        if isinstance(label, str):
+            if label not in names and not label.isdecimal():
+                few = ", ".join(names[:20]) + (", ..." if count > 20 else "")
+                raise ValueError(f"unknown label {label!r}; choose a number up to {count - 1}, or one of {few}")
+            label = names.index(label) if label in names else int(label)
+        found = np.arange(n) % count if label is None else np.asarray(label)
+        if found.ndim and len(found) != n:
+            raise ValueError(f"{len(found)} labels were given for {n} pictures: give one label, or one a picture")
+        if found.min() < 0 or found.max() > count:
+            raise ValueError(f"a label is outside 0..{count - 1} ({count}: none of the classes)")
+        return np.broadcast_to(found, n).astype(np.int32)
+
+    def names(self, labels: Labels) -> list[str]:
+        """What the classes of labels are called; "no label" is none of them."""
+        names = (*self.spec.classes, "no label")
+        return [names[int(label)] for label in labels]
+
+    def told(self, labels: np.ndarray | None) -> dict[str, Any]:
+        """Labels as pictures remember them: one name where all are the same."""
+        if labels is None:
+            return {}
+        names = self.names(labels)
+        return {"label": names[0] if len(set(names)) == 1 else names}
 
     def times(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> np.ndarray:
         """The falling noise levels of a sample; ValueError if there cannot be as many."""
@@ -113,22 +155,23 @@ class EDMPipeline:
         return steps if self.name == CONSISTENCY else reference.nfe(HEUN, steps, guided=False)
 
     def sampler(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Draw:
-        """The compiled draw(params, keys [b]) -> uint8 pixels, compiled once for every number of noise levels."""
+        """The compiled draw(params, keys [b], labels [b]) -> uint8 pixels, once for every number of noise levels."""
         times = self.times(steps, sigmas)
         if len(times) not in self._compiled:
             self._compiled[len(times)] = jax.jit(self.draw)
         return partial(self._compiled[len(times)], times)
 
-    def draw(self, times: Levels, params: dict[str, Params], keys: Keys) -> Pixels:
+    def draw(self, times: Levels, params: dict[str, Params], keys: Keys, labels: Labels | None = None) -> Pixels:
         """A picture a key. To be compiled."""
         count = len(times) if self.name == CONSISTENCY else 1
         noise = few_step.draws(keys, count, self.spec.latent_shape)
-        return to_pixels(self.decode(params, self.latents(times, params["network"], noise)))
+        return to_pixels(self.decode(params, self.latents(times, params["network"], noise, labels)))
 
-    def latents(self, times: Levels, params: Params, noise: Noise) -> Latent:
+    def latents(self, times: Levels, params: Params, noise: Noise, labels: Labels | None = None) -> Latent:
         """Latents at sigma_data by multistep consistency sampling (CM Alg. 1), or Heun's trajectory (EDM Alg. 1)."""
         spec = self.spec
-        field = edm_field(self.path, partial(self.network.apply, params), spec.sigma_data, spec.time_scale)
+        told = partial(self.network.apply, params, labels=labels)
+        field = edm_field(self.path, told, spec.sigma_data, spec.time_scale)
         if self.name == HEUN:
             return reference.sample(HEUN, self.path, field, noise[0], times)
         f = consistency(self.path, EDMBoundary(spec.sigma_min, spec.sigma_data), field)

@@ -72,7 +72,7 @@ def plan(config: Any) -> Plan:
     frozen |= {name: _placed(tree, rule_set, mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     # What starts as a teacher and what is drawn have the same shapes.
-    first = jax.eval_shape(build.first_state(work.trained, tx, work.objective), key, None)
+    first = jax.eval_shape(build.first_state(cfg, work.trained, tx, work.objective), key, None)
     state = _placed(first, rule_set, mesh, None)
     apply = None if work.teacher is None else work.teacher.apply
     step = build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None)
@@ -81,6 +81,9 @@ def plan(config: Any) -> Plan:
         frozen.setdefault("base", frozen["teacher"])
     lowered = jax.jit(step, donate_argnums=0).lower(state, frozen, batch, _whole(key, mesh))
     kept = {name: getattr(state, name) for name in ("params", "target", "ema", "opt_state")}
+    names = build.average_names(cfg)
+    if len(names) > 1:
+        kept |= {"ema": None, **{f"ema {name}": kept["ema"][name] for name in names}}
     kept |= {name: frozen[name] for name in work.frozen}
     return Plan(
         lowered,
@@ -120,7 +123,7 @@ def _captioned(cfg: dict[str, Any]) -> _Work:
 
 def _noise_levels(cfg: dict[str, Any]) -> _Work:
     objective, start = build.edm_parts(cfg, planning=True)
-    spec = start.spec
+    spec, told = start.spec, build.noise_condition(start.spec)
     net, teacher, latent = network(spec, "network"), None, _floats(*spec.latent_shape)
     if start.teacher is not None:
         teacher = network(start.teacher.spec, "network")
@@ -129,8 +132,8 @@ def _noise_levels(cfg: dict[str, Any]) -> _Work:
         net,
         teacher,
         {} if teacher is None else {"teacher": (teacher.abstract(), "float32")},
-        {"shift": latent, "scale": latent},
-        {"mean": latent, "std": latent},
+        {"shift": latent, "scale": latent, **{k: jax.ShapeDtypeStruct((), v.dtype) for k, v in told.items()}},
+        {"mean": latent, "std": latent, **({"label": jax.ShapeDtypeStruct((), jnp.int32)} if told else {})},
         {"network": _count(net), "autoencoder": _count(network(spec, "autoencoder"))},
     )
 

@@ -29,7 +29,7 @@ from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.parallel.transfer import fetch
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
 from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
-from lcm_jax.train import lives, loop
+from lcm_jax.train import averages, lives, loop
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
 from lcm_jax.train.metrics import MetricsWriter
 from lcm_jax.train.state import State
@@ -145,16 +145,29 @@ def write_description(run: Run, where: Path) -> None:
         shutil.copytree(tokenizer, where / tokenizer.name, dirs_exist_ok=True)
 
 
+def chosen(where: str | Path, weights: str) -> str:
+    """The part of a run's checkpoints that `weights` names: of several averages "ema" means the first.
+
+    `weights` is "ema", "params", "target" or one average, such as "ema/0.9999". Raises ValueError listing what there
+    is.
+    """
+    kind, _, number = weights.partition("/")
+    if kind not in WEIGHTS or (number and kind != "ema"):
+        raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
+    if kind != "ema":
+        return kind
+    return averages.part(build.average_names(json.loads((Path(where) / CONFIG).read_text())), number or None)
+
+
 def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[Spec, dict[str, Params], int]:
     """A run's model: spec, networks (trained one from the checkpoint of `step`, newest if None) and that step.
 
-    `weights` is "ema", "params" or "target". An unreadable newest checkpoint is passed over with a warning.
+    `weights` are those of `chosen`. An unreadable newest checkpoint is passed over with a warning.
     Raises FileNotFoundError or CheckpointError saying what is missing.
     """
     where = Path(where)
     check_run(where)
-    if weights not in WEIGHTS:
-        raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
+    weights = chosen(where, weights)
     model = FlaxFolder(where)
     spec = model.spec
     keep = Checkpointer(where / CHECKPOINTS, read_only=True)
@@ -175,6 +188,7 @@ def adapters(where: str | Path, step: int | None = None, weights: str = "ema") -
     model = FlaxFolder(Path(where))
     if "lora" not in model.spec.about:
         raise ValueError(f"{where} trains a whole network, no adapters: export it as another format")
+    weights = chosen(where, weights)
     keep = Checkpointer(Path(where) / CHECKPOINTS, read_only=True)
     try:
         found = newest(keep, model.spec, weights) if step is None else trained(keep, model.spec, weights, step)
@@ -249,7 +263,7 @@ def recorded(spec: Spec, where: str | Path, step: int, weights: str) -> Spec:
     """The spec with how it was trained in `about`: step, weights, config, and the same of what the run went on from."""
     config = json.loads((Path(where) / CONFIG).read_text())
     before = {"before": spec.about["training"]} if "training" in spec.about else {}
-    record = {"step": step, "weights": weights, "config": config, **before}
+    record = {"step": step, "weights": chosen(where, weights), "config": config, **before}
     return replace(spec, about={**spec.about, "training": record})
 
 
@@ -298,13 +312,14 @@ def pipeline(
     if not is_run(source):
         return Pipeline.load(source, dtype) if takes_captions(source) else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)
+    origin = {"model": str(source), "step": step, "weights": chosen(source, weights)}
     if isinstance(spec, EDMSpec):
-        return EDMPipeline(spec, params, {"model": str(source), "step": step, "weights": weights})
+        return EDMPipeline(spec, params, origin)
     if dtype is not None:
         cast = lambda leaf: jnp.asarray(leaf, dtype)
         spec, params = spec.computing_in(dtype), {**params, "unet": jax.tree.map(cast, params["unet"])}
     captions = FlaxFolder(Path(source)).captions
-    return Pipeline(spec, params, {"model": str(source), "step": step, "weights": weights}, captions)
+    return Pipeline(spec, params, origin, captions)
 
 
 def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, float]], None]:
@@ -313,7 +328,7 @@ def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, flo
     draw = drawers.get(run.trains, prompts_drawer)(run)
 
     def hook(step: int, state: State, metrics: Mapping[str, float]) -> None:
-        images, about = draw(state.ema)  # by all processes: the weights may lie across them
+        images, about = draw(run.sampled(state))  # by all processes: the weights may lie across them
         if jax.process_index() == 0:
             grid.save(where / f"step_{step:07d}.png", grid.grid(images, 8, zoom=2), {"step": step, **about})
 
@@ -343,16 +358,20 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
 
 
 def noise_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
-    """Samples from noise with one seed: a consistency model's in each number of steps, a denoiser's in 18."""
+    """Samples from noise with one seed: a consistency model's in each number of steps, a denoiser's in 18.
+
+    Of a network with classes, each of them in turn.
+    """
     pipe = EDMPipeline(run.spec, run.networks)
     counts = range(1, len(run.spec.sigmas) + 1) if run.spec.role == "consistency" else [pipe.default_steps]
     samplers = [pipe.sampler(steps) for steps in counts]
-    keys = image_keys([""], SHOWN, seed=0)
+    keys, labels = image_keys([""], SHOWN, seed=0), pipe.labels(SHOWN)
+    about = {"steps": list(counts), "seed": 0, **pipe.told(labels)}
 
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
         networks = {"network": params, **run.networks}
-        images = [fetch(sample(networks, keys)) for sample in samplers]
-        return np.concatenate(images), {"steps": list(counts), "seed": 0}
+        images = [fetch(sample(networks, keys, labels)) for sample in samplers]
+        return np.concatenate(images), about
 
     return draw
 

@@ -13,7 +13,7 @@ from lcm_jax.settings import known
 from lcm_jax.source import Model, open_model
 from lcm_jax.start import opened
 
-SWITCHES = ("norm", "dropout", "dtype", "remat")  # of the network, beside its preset
+SWITCHES = ("norm", "classes", "dropout", "dtype", "remat")  # of the network, beside its preset
 MODEL_KEYS = ("start", "teacher", "family", "variant", "network", *SWITCHES, "about")
 
 
@@ -50,9 +50,13 @@ def starting_point(
         raise ValueError(f"{source} is the network to go on with: leave config.model.network out")
     sizes = presets.named(presets.NOISE_NETWORKS, model["network"]) if fresh else started.network
     changes = {name: model[name] for name in SWITCHES if model.get(name) is not None}
-    if not fresh and changes.get("norm", sizes.norm) != sizes.norm:
-        raise ValueError(f"config.model.norm is {changes['norm']!r}, the weights of {source} are of {sizes.norm!r}")
+    for what in ("norm", "classes"):
+        own = getattr(sizes, what)
+        if not fresh and changes.get(what, own) != own:
+            raise ValueError(f"config.model.{what} is {changes[what]!r}, the weights of {source} are of {own!r}")
     boundary, reading = getattr(objective, "boundary", None), objective.reading
+    if reading.label_drop and not changes.get("classes", sizes.classes):
+        raise ValueError("config.objective.label_drop drops labels, but config.model.classes is 0: leave it out")
     spec = build_dataclass(
         EDMSpec,
         {
@@ -63,6 +67,7 @@ def starting_point(
             "sigma_data": reading.sigma_data,
             "time_scale": reading.time_scale,
             **({} if boundary is None else {"sigma_min": boundary.sigma_min}),
+            "classes": () if fresh else started.classes,
             "about": {**started.about, **(model.get("about") or {})},
         },
         "config.model",
@@ -75,6 +80,7 @@ def starting_point(
         if not isinstance(teacher.spec, EDMSpec) or teacher.spec.role != "diffusion":
             raise ValueError(f"config.model.teacher {model['teacher']} is no denoiser: train one by objective edm")
         agree(str(model["teacher"]), teacher.spec, spec)
+        spec = dataclasses.replace(spec, classes=teacher.spec.classes)
     if objective.needs_teacher and teacher is None:
         raise ValueError(f"objective {name!r} distils: set config.model.teacher to the folder of a denoiser")
     if teacher is not None and not objective.needs_teacher:
@@ -90,3 +96,8 @@ def agree(name: str, given: EDMSpec, wanted: EDMSpec) -> None:
                 f"{name} has {what} {getattr(given, what)}, the objective {getattr(wanted, what)}: "
                 f"set config.objective.{what} to the former"
             )
+    if given.network.classes != wanted.network.classes:
+        ours, theirs = wanted.network.classes, given.network.classes
+        raise ValueError(f"{name} has {theirs} classes, the network {ours}: set config.model.classes to {theirs}")
+    if wanted.classes and given.classes != wanted.classes:
+        raise ValueError(f"{name} has classes of other names than the network: distil a model of the same classes")

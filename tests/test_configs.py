@@ -19,4 +19,4 @@ def test_objective_optimiser_and_sections_are_known(name):
     given = {"path": vp_path(), "kind": "v"} if build.takes(section["name"], "kind") else {}
     objective = build.build_objective(section, **given)
     assert objective.needs_teacher == bool(cfg["model"].get("teacher") if isinstance(cfg["model"], dict) else False)
-    assert build.optimizer_of(cfg).init({}) is not None and cfg["steps"] > 0
+    assert build.optimizer_of(cfg).init({}) is not None and build.average_names(cfg) and cfg["steps"] > 0

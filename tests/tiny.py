@@ -78,13 +78,13 @@ def tree(where: Path, name: str) -> dict:
 
 
 def pictures(where: Path) -> Path:
-    """24 captioned pictures."""
+    """24 captioned pictures of four classes."""
     where.mkdir(parents=True)
     rows = []
     for i, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(where / f"{i:02d}.png")
-        rows.append({"file_name": f"{i:02d}.png", "text": f"a {colour} {shape}"})
+        rows.append({"file_name": f"{i:02d}.png", "text": f"a {colour} {shape}", "label": colour})
     (where / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return where
 

@@ -30,6 +30,7 @@ class Captioned:
     groups: Sequence[str]
     images: Images
     condition: Mapping[str, np.ndarray]  # context [n, l, d][, pooled [n, p]] of the captions
+    labels: np.ndarray | None = None  # numbers of the classes, int32 [n], of a labelled set
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -38,7 +39,8 @@ class Captioned:
         """The rows at `index`, in that order."""
         keys, captions, groups = ([names[i] for i in index] for names in (self.keys, self.captions, self.groups))
         condition = {name: values[index] for name, values in self.condition.items()}
-        return Captioned(keys, captions, groups, self.images[index], condition)
+        labels = None if self.labels is None else self.labels[index]
+        return Captioned(keys, captions, groups, self.images[index], condition, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,8 @@ def open_folder(
     made = manifest.read(folder)
     told = {} if isinstance(spec, EDMSpec) else {"context_width": spec.unet.context_width}
     manifest.check_fits(made, spec.latent_shape, **told)
+    if isinstance(spec, EDMSpec):
+        manifest.check_classes(made, spec.network.classes, spec.classes)
     reader = reader or made.dataset.get("reader")
     if reader == made.dataset.get("reader"):
         options = {**made.dataset.get("options", {}), **options}
@@ -107,7 +111,8 @@ def read(
         images = np.stack(list(tqdm(loaded, "images", len(rows), unit="image", disable=not progress)))
     stored = rows.batch(np.arange(len(rows)))
     told = {name: stored[name] for name in ("context", "pooled") if name in stored}
-    whole = Captioned([r.key for r in names], [r.caption for r in names], [r.group for r in names], images, told)
+    named = [r.key for r in names], [r.caption for r in names], [r.group for r in names]
+    whole = Captioned(*named, images, told, stored.get("label"))
     places = {split: np.array([i for i, r in enumerate(names) if r.split == split], int) for split in SPLITS}
     return {split: whole.take(index) for split, index in places.items()}
 

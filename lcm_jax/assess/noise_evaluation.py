@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,22 @@ class Judge:
     def __init__(self, found: Mapping[str, Captioned], net: FeatureNet, limit: int | None = None):
         chosen = choose(found, [TRAIN], limit)[TRAIN]
         self.net, self.n = net, len(chosen.chosen)
+        self._labels = None if chosen.whole.labels is None else chosen.whole.labels[chosen.chosen]
         self.keys = fingerprint("\n".join(chosen.train.keys[i] for i in (*chosen.chosen, *chosen.other)))
         self.real = extract(net, chosen.whole.images[chosen.chosen])
         self._other = chosen.train.images[chosen.other]
         self.floor = frechet_distance(moments(self.real), moments(extract(net, self._other)))
+
+    def labels(self, pipe: EDMPipeline) -> np.ndarray | None:
+        """What a model is told: the classes of the real images, one each; None where it is told nothing.
+
+        Raises ValueError where the images have no labels.
+        """
+        if not pipe.spec.network.classes:
+            return None
+        if self._labels is None:
+            raise ValueError("this model draws by classes: hold it against a data set that was encoded with labels")
+        return self._labels
 
     def controls(self) -> dict[str, dict[str, float]]:
         """Scores of other real images, and of those blurred by one pixel: between them lies what is worth having."""
@@ -89,6 +102,10 @@ def evaluate(
         "features": {"name": judge.net.name, "hash": judge.net.hash, "resize": judge.net.resize},
         "model": identity(pipe),
     }
+    labels = judge.labels(pipe)
+    if labels is not None:
+        pictures = dict(sorted(Counter(pipe.names(labels)).items()))
+        protocol["labels"] = {"those of": "the real images, one each", "pictures": pictures}
     protocol["hash"] = fingerprint(json.dumps(protocol, sort_keys=True))
     result = open_result(out, protocol, {**pipe.origin, **(about or {})})
     result["references"] = result["references"] or judge.controls()
@@ -97,7 +114,7 @@ def evaluate(
         for steps in plan.steps:
             if (tuple(times[steps]), seed) in kept:
                 continue
-            scores = judge.score(pipe(judge.n, steps=steps, seed=seed, progress=progress))
+            scores = judge.score(pipe(judge.n, steps=steps, label=labels, seed=seed, progress=progress))
             entry = {"sampler": pipe.name, "steps": steps, "evaluations": pipe.nfe(steps), "times": times[steps]}
             result["entries"].append({**entry, "seed": seed, "scores": scores})
             write_text(out / SCORES, json.dumps(result, indent=1) + "\n")
@@ -112,7 +129,8 @@ def best_sigmas(pipe: EDMPipeline, judge: Judge, steps: int, seed: int = 0, prog
         raise ValueError("noise levels are sought for a consistency model; this one is a denoiser")
     spec = pipe.spec
     levels = np.asarray(Karras(max(spec.sigma_min, 0.002), spec.sigma_max, spec.rho).grid(LEVELS))[:-1]
-    score = lambda sigmas: judge.score(pipe(judge.n, sigmas=sigmas, seed=seed, progress=progress))["kid"]
+    more = {"label": judge.labels(pipe), "seed": seed, "progress": progress}
+    score = lambda sigmas: judge.score(pipe(judge.n, sigmas=sigmas, **more))["kid"]
     return search(score, levels.tolist(), steps)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lcm_jax.data import manifest, shards
+from lcm_jax.data.classes import class_names
 from lcm_jax.data.example import Example
 
 
@@ -75,6 +76,10 @@ def _check_examples(
         results = pool.map(one, examples)
         for problems in tqdm(results, "check", len(examples), unit="image", disable=not progress):
             found += problems
+    try:
+        class_names(examples)
+    except ValueError as error:
+        found.append(Problem("data set", str(error)))
     for key, n in Counter(e.key for e in examples).items():
         if n > 1:
             found.append(Problem(key, f"the key occurs {n} times; keys name one image each"))

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lcm_jax.data import images, manifest, resume, shards
+from lcm_jax.data.classes import class_names, number_of, places
 from lcm_jax.data.crop import Crop
 from lcm_jax.data.example import HELDOUT, TRAIN, Example
 from lcm_jax.data.latent_stats import LatentStats
@@ -96,6 +97,7 @@ def encode(
     that fail are made anew, and a folder made otherwise raises ValueError unless `overwrite`. `dataset` holds
     the name and attribution of the pictures. An image that cannot be read or has no caption raises ValueError,
     or with `broken` "skip" is left out and listed in skipped.jsonl; "stop" after "skip" tries again what it left out.
+    Labels go into the rows, the names of their classes into the manifest (data.classes).
     """
     if encode_text is None and tokenize is None:
         raise ValueError("give encode_text, tokenize or both: the captions have to be stored in some form")
@@ -104,16 +106,19 @@ def encode(
     cropped = Crop(image_size, image_size, crop, flip, seed)
     out, skips = Path(out_dir), broken == "skip"
     ordered, silent = _in_order(examples, skips)
+    classes = class_names(examples)
+    row_of = partial(_row, places(classes))
     plan = {
         "encoders": json.loads(json.dumps(identity or {})),
         "image_size": image_size,
         "moment_dtype": moment_dtype,
         "stores": [name for name, f in (("context", encode_text), ("tokens", tokenize)) if f is not None],
-        "rows_sha256": hashlib.sha256(_text(map(_row, ordered)).encode()).hexdigest(),
+        "rows_sha256": hashlib.sha256(_text(map(row_of, ordered)).encode()).hexdigest(),
         "shards": _layout(ordered, shard_size),
         # Settings that are not the default: folders made before there were any can be taken up.
         **{"crop" if name == "place" else name: value for name, value in cropped.settings.items()},
         **({"size_ids": True} if size_ids else {}),
+        **({"classes": classes} if classes else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     if overwrite:
@@ -150,7 +155,7 @@ def encode(
             else:
                 unreadable: dict[str, str] = {}
                 prepare = partial(_prepare, cropped, unreadable if skips else None)
-                shards.write(path, _records(chunk, shard["first_row"], encoders, prepare, size_ids, pool, bar))
+                shards.write(path, _records(chunk, shard["first_row"], row_of, encoders, prepare, size_ids, pool, bar))
                 earlier = {e.key for e in chunk} & skipped.keys()
                 skipped = {key: reason for key, reason in skipped.items() if key not in earlier} | unreadable
                 kept = [e for e in chunk if e.key not in skipped]
@@ -159,7 +164,7 @@ def encode(
                 finished[shard["file"]] = {"bytes": path.stat().st_size, "sha256": shards.sha256(path)}
                 resume.save(out, plan, finished)
             written.append({**shard, "first_row": len(rows), "count": len(kept), **finished[shard["file"]]})
-            rows += map(_row, kept)
+            rows += map(row_of, kept)
             if not kept:
                 continue
             # Statistics come from what is stored, so a resumed encoding gives the same numbers to the bit.
@@ -197,6 +202,7 @@ def encode(
         size_ids=size_ids,
         crop=cropped.settings,
         skipped=len(skipped),
+        classes=classes,
     )
     manifest.write(out, result)
     (out / resume.PROGRESS).unlink()
@@ -214,7 +220,7 @@ def _complete(out: Path) -> bool:
 
 
 def _text(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
 
 
 def _list_skipped(out: Path, skipped: dict[str, str], examples: Sequence[Example]) -> None:
@@ -254,8 +260,9 @@ def _in_order(examples: Sequence[Example], skips: bool) -> tuple[list[Example], 
     return ordered, dict.fromkeys(silent, NO_CAPTION)
 
 
-def _row(example: Example) -> Row:
-    return Row(example.key, example.caption, example.group, example.split, example.tags)
+def _row(place: Mapping[str, int], example: Example) -> Row:
+    label = number_of(example.label, place)
+    return Row(example.key, example.caption, example.group, example.split, example.tags, label)
 
 
 def _layout(ordered: list[Example], shard_size: int) -> list[dict]:
@@ -288,6 +295,7 @@ def _prepare(
 def _records(
     chunk: list[Example],
     first_row: int,
+    row_of: Callable[[Example], Row],
     encoders: Encoders,
     prepare: Callable,
     size_ids: bool,
@@ -315,4 +323,4 @@ def _records(
             if odd:
                 raise ValueError(f"{example.key}: {', '.join(odd)} is not finite as {encoders.moment_dtype}")
             # the row is that of the whole plan: images left out do not shift those behind them
-            yield shards.pack({"row": number, **asdict(_row(example))}, own)
+            yield shards.pack({"row": number, **row_of(example).to_json()}, own)

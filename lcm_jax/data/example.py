@@ -16,6 +16,7 @@ class Example:
     """A captioned image: `key` is unique in its set, `group` never straddles the two splits.
 
     `load()` decodes the pixels, uint8 [H, W, 3] in RGB, and raises ValueError naming the file when it cannot.
+    `label` is the name of its class, for networks that are told classes in the place of captions.
     """
 
     key: str
@@ -24,18 +25,28 @@ class Example:
     group: str = ""
     split: str = TRAIN
     tags: tuple[str, ...] = ()
+    label: str | None = None
 
 
 class Found(list[Example]):
-    """Examples of a source that is damaged in places: `damage` says in a line each what could not be listed."""
+    """Examples of a source that says more of itself.
 
-    def __init__(self, examples: Iterable[Example] = (), damage: Iterable[str] = ()):
+    `damage` says in a line each what could not be listed; `classes` are the names of all its classes in its own
+    order, whether there are examples of them or not.
+    """
+
+    def __init__(self, examples: Iterable[Example] = (), damage: Iterable[str] = (), classes: Iterable[str] = ()):
         super().__init__(examples)
-        self.damage = tuple(damage)
+        self.damage, self.classes = tuple(damage), tuple(classes)
+
+    @classmethod
+    def like(cls, other: Iterable[Example], examples: Iterable[Example]) -> "Found":
+        """`examples` of the source that `other` are of."""
+        return cls(examples, getattr(other, "damage", ()), getattr(other, "classes", ()))
 
 
 def described(key: str, caption: Any, load: Callable[[], np.ndarray], about: Mapping, heldout: float) -> Example:
-    """An example whose `about` may hold `group` (the key unless given), `split` and `tags` (a list, or words).
+    """An example whose `about` may hold `group` (the key unless given), `split`, `tags` (a list, or words) and `label`.
 
     A split that is neither of the two counts as not given: sets of other makers use the word for their own.
     """
@@ -50,7 +61,17 @@ def described(key: str, caption: Any, load: Callable[[], np.ndarray], about: Map
         group=group,
         split=split if split in (TRAIN, HELDOUT) else split_of(group, heldout),
         tags=tags,
+        label=label_of(about.get("label")),
     )
+
+
+def label_of(value: Any) -> str | None:
+    """The name of a class from text or a whole number; None for anything else, and for empty text."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(int(value))
+    return (" ".join(value.split()) or None) if isinstance(value, str) else None
 
 
 def one_line(caption: Any) -> str:
@@ -91,4 +112,4 @@ def with_tag(examples: Iterable[Example], tag: str | None) -> list[Example]:
         raise ValueError(
             f"no example carries the tag {tag!r}; this set knows: {', '.join(known) or 'no tags'}"
         )
-    return Found(chosen, getattr(examples, "damage", ()))
+    return Found.like(examples, chosen)

@@ -6,20 +6,21 @@ from functools import partial
 from pathlib import Path
 
 from lcm_jax.data import images
-from lcm_jax.data.example import HELDOUT, TRAIN, Example, split_of, with_tag
+from lcm_jax.data.example import HELDOUT, TRAIN, Example, label_of, split_of, with_tag
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTION_COLUMNS = ("text", "caption")
 
 
 def examples(
-    folder: str | Path, tag: str | None = None, heldout: float = 0.1, caption: str = ""
+    folder: str | Path, tag: str | None = None, heldout: float = 0.1, caption: str = "", subfolders: bool = False
 ) -> list[Example]:
     """Every image below `folder`, sorted by key (its path inside the folder).
 
-    A metadata row holds `file_name` and `text` (or `caption`), and may hold `group`, `split` and `tags`. An
-    image that no row or .txt file names gets `caption`; of "" `data.check` reports it. `group` is the key
-    unless given.
+    A metadata row holds `file_name` and `text` (or `caption`), and may hold `group`, `split`, `tags` and
+    `label`. With `subfolders` the label is the name of the first folder inside `folder` that an image lies in. An
+    image that no row or .txt file names gets `caption`, in which {} stands for the label; of "" `data.check`
+    reports it. `group` is the key unless given.
     Raises FileNotFoundError for a missing folder and ValueError, with the line, for unreadable metadata.
     """
     folder = Path(folder)
@@ -36,11 +37,13 @@ def examples(
     if not rows:
         raise ValueError(f"image folder {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     rows.sort(key=lambda row: row["file_name"])
-    return with_tag([_example(folder, row, heldout, caption) for row in rows], tag)
+    return with_tag([_example(folder, row, heldout, caption, subfolders) for row in rows], tag)
 
 
-def _example(folder: Path, row: dict, heldout: float, default: str) -> Example:
+def _example(folder: Path, row: dict, heldout: float, default: str, subfolders: bool) -> Example:
     key = row["file_name"]
+    label = label_of(Path(key).parts[0] if subfolders and len(Path(key).parts) > 1 else row.get("label"))
+    default = default if label is None else default.replace("{}", label)
     caption = next((row[c] for c in CAPTION_COLUMNS if row.get(c)), default)
     group = str(row.get("group") or key)
     split = row.get("split") or split_of(group, heldout)
@@ -51,7 +54,7 @@ def _example(folder: Path, row: dict, heldout: float, default: str) -> Example:
     tags = row.get("tags") or ()
     tags = tuple(tags.split()) if isinstance(tags, str) else tuple(tags)
     load = partial(images.decode, folder / key)
-    return Example(key=key, caption=str(caption).strip(), load=load, group=group, split=split, tags=tags)
+    return Example(key, str(caption).strip(), load, group, split, tags, label)
 
 
 def _metadata(folder: Path) -> list[dict]:

@@ -13,7 +13,10 @@ from lcm_jax.data import manifest, shards
 
 ARRAYS = ("mean", "std", "context", "pooled", "time_ids", "tokens")
 STATES = ("context", "pooled")  # stored and held as float16, served as float32
-AGREE = ("latent_shape", "context_shape", "pooled_width", "tokens_length", "tokens_towers", "size_ids", "encoders")
+AGREE = (
+    "latent_shape", "context_shape", "pooled_width", "tokens_length", "tokens_towers", "size_ids", "classes",
+    "encoders",
+)  # fmt: skip
 
 
 class LatentRows:
@@ -49,6 +52,7 @@ class LatentRows:
                 self._shards.append(shards.Shard(Path(folder) / shard["file"]))
                 self._first.append(len(self.names) + shard["first_row"])
             self.names += manifest.rows(folder)
+        self._labels = _numbers(self.names, self.manifests[0].classes)
         wanted = None if groups is None else frozenset(groups)
         self.chosen = np.array(
             [
@@ -84,14 +88,18 @@ class LatentRows:
         self._held = self._read(self.chosen)
 
     def batch(self, positions: Integer[np.ndarray, " b"]) -> dict[str, np.ndarray]:
-        """Arrays of the chosen rows at `positions` (into `chosen`), with their row numbers as "index"."""
+        """Arrays of the chosen rows at `positions` (into `chosen`), with their row numbers as "index".
+
+        Of a labelled set also "label", the number of the class; what has none has the number after the last.
+        """
         index = self.chosen[positions]
         if self._held is None:
             arrays = self._read(index)
         else:
             arrays = {name: held[positions] for name, held in self._held.items()}
         arrays |= {name: arrays[name].astype(np.float32) for name in STATES if name in arrays}
-        return {**arrays, "index": index}
+        labels = {} if self._labels is None else {"label": self._labels[index]}
+        return {**arrays, **labels, "index": index}
 
     def _read(self, index: np.ndarray) -> dict[str, np.ndarray]:
         where = np.array([bisect.bisect_right(self._first, i) - 1 for i in index])
@@ -115,6 +123,16 @@ class LatentRows:
             f"the data set is empty: {where} has no rows with split {split!r} and tag {tag!r};"
             f" splits: {counts}; tags: {', '.join(tags) or 'none'}"
         )
+
+
+def _numbers(names: Sequence[manifest.Row], classes: Sequence[str]) -> np.ndarray | None:
+    if not classes:
+        return None
+    for row in names:
+        if row.label is not None and not 0 <= row.label < len(classes):
+            has = f"{row.key} has the label {row.label}, the data set {len(classes)} classes"
+            raise ValueError(f"{has}; encode it again with overwrite")
+    return np.array([len(classes) if row.label is None else row.label for row in names], np.int32)
 
 
 def _as_served(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -107,8 +107,8 @@ class Loader:
     """Iterator over dict batches of numpy arrays whose position is a JSON value.
 
     A batch holds mean, std float32 [b, h, w, c] (unscaled posterior), what is stored of context float32
-    [b, l, d], pooled float32 [b, p], tokens int32 [b, l] or [b, towers, l] and time_ids int32 [b, 6], and index
-    int32 [b], the row of each example (see `row`). `size` examples make an epoch.
+    [b, l, d], pooled float32 [b, p], tokens int32 [b, l] or [b, towers, l], time_ids int32 [b, 6] and label int32
+    [b], and index int32 [b], the row of each example (see `row`). `size` examples make an epoch.
     """
 
     def __init__(self, batches: grain.MapDataset, rows: Rows, identity: dict, size: int, threads: int):

@@ -42,6 +42,7 @@ class Manifest:
     size_ids: bool = False  # whether "time_ids" are stored
     crop: dict = field(default_factory=dict)  # settings of data.crop.Crop that are not the default
     skipped: int = 0  # images that were left out, listed in skipped.jsonl
+    classes: tuple[str, ...] = ()  # names of the classes, in the order of the labels' numbers
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,6 +67,11 @@ class Row:
     group: str
     split: str
     tags: tuple[str, ...]
+    label: int | None = None  # place of its class among the manifest's
+
+    def to_json(self) -> dict:
+        """A JSON value; rows without a label are written as they were before there were any."""
+        return {name: value for name, value in asdict(self).items() if name != "label" or value is not None}
 
 
 def read(folder: str | Path) -> Manifest:
@@ -193,6 +199,22 @@ def check_fits(
             raise ValueError("the data set stores no token ids, the model takes them; encode it again with tokens")
         if ids != tuple(tokens_shape):
             raise ValueError(f"token ids are {_size(ids)}, the model takes {_size(tokens_shape)}; {made}")
+
+
+def check_classes(manifest: Manifest, count: int, names: Sequence[str] = ()) -> None:
+    """ValueError when the labels do not fit a network of `count` classes, of these `names` where it knows them."""
+    if not count:
+        return
+    if not manifest.classes:
+        raise ValueError(
+            f"the data set has no labels, the network takes {count} classes: encode the data with labels, or leave "
+            "config.model.classes out"
+        )
+    if len(manifest.classes) != count:
+        raise ValueError(f"the data set has {len(manifest.classes)} classes, the network {count}: make them equal")
+    for i, (stored, name) in enumerate(zip(manifest.classes, names, strict=False)):
+        if stored != name:
+            raise ValueError(f"label {i} is {stored!r} in the data set and {name!r} of the network: encode it alike")
 
 
 def skipped(folder: str | Path) -> dict[str, str]:

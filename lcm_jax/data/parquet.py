@@ -16,6 +16,7 @@ from lcm_jax.data.example import CAPTION_NAMES, Example, Found, described, with_
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp")
 ABOUT_NAMES = ("group", "split", "tags")
+LABEL = "label"
 HELD = 2  # row groups of images in memory: rows are read nearly in order, by several threads at once
 
 
@@ -23,6 +24,7 @@ def examples(
     folder: str | Path | Sequence[str | Path],
     image: str | None = None,
     caption: str | None = None,
+    label: str | None = None,
     template: str = "a photo of a {}",
     tag: str | None = None,
     heldout: float = 0.1,
@@ -31,30 +33,37 @@ def examples(
 
     Column `image` (or image, img, jpg, ...) holds encoded image files, or structs of their `bytes` or `path`;
     column `caption` (or text, caption) strings, of a list the first, or class labels, whose name goes into
-    `template`. Columns `group`, `split` and `tags` are read where they are. Keys are FILE/ROW. Captions are
+    `template`. Column `label` (by default one of that name) holds class labels, numbers or names; columns `group`,
+    `split` and `tags` are read where they are. Keys are FILE/ROW. Captions are
     held, images are read a row group at a time. A file that cannot be read is left out and reported.
     Raises ModuleNotFoundError without pyarrow, FileNotFoundError when there are no files, and ValueError,
     naming the file and its columns, when one is missing or of another type.
     """
     pa = _pyarrow()
     paths = [p for p in files.found(folder, (".parquet", ".arrow")) if not p.name.startswith("cache-")]
-    found, damage, groups = [], [], Groups()
+    found, damage, groups, classes = [], [], Groups(), ()
     for path, name in zip(paths, files.names(paths), strict=True):
         try:
             table = Table(path)
             image_column = _image_column(table, image)
             caption_column = _caption_column(table, caption)
             about_columns = [n for n in ABOUT_NAMES if n in table.schema.names and n != caption_column]
-            rows = table.texts([caption_column, *about_columns])
+            label_column = LABEL if label is None and LABEL in table.schema.names else label
+            labels = [] if label_column is None else [_column(table, label_column, (), "label")]
+            rows = table.texts(list(dict.fromkeys([caption_column, *about_columns, *labels])))
         except (OSError, pa.ArrowException) as error:
             damage.append(f"{path} cannot be read ({_reason(error)}) and is left out; restore it")
             continue
         words = _class_names(table.schema, caption_column)
+        names = _class_names(table.schema, label_column) if labels else None
+        classes = classes or tuple(names or ())
         row = 0
         for group, count in enumerate(table.counts):
             for place in range(count):
                 load = partial(_load, groups, path, image_column, group, place, row)
                 about = {n: rows[n][row] for n in about_columns}
+                if labels:
+                    about["label"] = _named(rows[label_column][row], names)
                 text = rows[caption_column][row]
                 if words is not None:
                     text = template.format(words[text]) if text is not None and 0 <= text < len(words) else ""
@@ -62,7 +71,7 @@ def examples(
                 row += 1
     if not found:
         raise ValueError(f"{folder} holds no rows" + (f"; {damage[0]}" if damage else ""))
-    return with_tag(Found(found, damage), tag)
+    return with_tag(Found(found, damage, classes), tag)
 
 
 class Table:
@@ -181,6 +190,13 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
     feature = about.get("info", {}).get("features", {}).get(column, {})
     names = feature.get("names") if isinstance(feature, dict) else None
     return names if _pyarrow().types.is_integer(schema.field(column).type) else None
+
+
+def _named(value: Any, names: Sequence[str] | None) -> Any:
+    """A label by its name where the column has names; a number that has none is no label."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _reason(error: Exception) -> str:

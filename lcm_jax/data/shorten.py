@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lcm_jax.data.example import TRAIN, Example
+from lcm_jax.data.example import TRAIN, Example, Found
 
 FILLERS = frozenset("a an and at by for from in of on or the to with".split())  # say nothing alone
 
@@ -30,7 +30,7 @@ def shortened(examples: Sequence[Example], n: int) -> list[Example]:
     ]
     if not found:
         raise ValueError("no training caption can be shortened: each is a single word")
-    return found
+    return Found.like(examples, found)
 
 
 def captions(example: Example, n: int) -> list[str]:

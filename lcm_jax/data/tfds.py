@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lcm_jax.data import images
-from lcm_jax.data.example import Example, described, with_tag
+from lcm_jax.data.example import Example, Found, described, with_tag
 
 CAPTIONS = ("text", "caption", "captions", "label")  # tried in this order when none is named
 
@@ -20,6 +20,7 @@ def examples(
     split: str = "train",
     image: str = "image",
     caption: str | None = None,
+    label: str | None = None,
     template: str = "a photo of a {}",
     data_dir: str | Path | None = None,
     download: bool = False,
@@ -29,7 +30,8 @@ def examples(
     """Every example of `split` ("train", "train[:10%]", "train+test") of the set `name` ("mnist", "coco:1.1.0").
 
     `image` and `caption` are keys of its features, a/b for b within a; of several captions the first is taken,
-    and a class label's name goes into `template`. The set lies in `data_dir` as ArrayRecord, or is prepared
+    and a class label's name goes into `template`. Labels are those of the class feature `label`, by default of
+    one of that name. The set lies in `data_dir` as ArrayRecord, or is prepared
     there with `download`. Keys are SPLIT/NUMBER. Captions are held, which reads the set once; images are read
     and decoded by `load`.
     Raises ModuleNotFoundError without tensorflow_datasets and ValueError when the set, the split or a feature
@@ -47,20 +49,27 @@ def examples(
         raise ValueError(f"feature {image!r} of {name} is no image; it has {_listed(features)}: name one as image=KEY")
     caption = caption or next((c for c in CAPTIONS if c in features), "caption")
     names = getattr(_feature(features, caption, name, "caption"), "names", None)
+    if label is None and "label" in features and getattr(features["label"], "names", None):
+        label = "label"
+    classes = () if label is None else getattr(_feature(features, label, name, "label"), "names", None)
+    if classes is None:
+        raise ValueError(f"feature {label!r} of {name} is no class; it has {_listed(features)}: name one as label=KEY")
 
     # Images, masks and the like stay a file's bytes until they are asked for.
     files = source(decoders=_undecoded(features, tfds))
     found, lock = [], threading.Lock()
     for number in range(len(files)):
-        text = _value(files[number], caption)
+        example = files[number]
+        text, number_of = _value(example, caption), _value(example, label) if classes else -1
         if names:
             labels = [n for n in np.ravel(text) if 0 <= n < len(names)]
             text = template.format(names[labels[0]]) if labels else ""
         load = partial(_load, files, number, image, f"image {number} of {name}/{split}", lock)
-        found.append(described(f"{split}/{number}", text, load, {}, heldout))
+        about = {"label": classes[number_of]} if 0 <= number_of < len(classes) else {}
+        found.append(described(f"{split}/{number}", text, load, about, heldout))
     if not found:
         raise ValueError(f"TFDS data set {name!r} has no examples in split {split!r}")
-    return with_tag(found, tag)
+    return with_tag(Found(found, classes=classes), tag)
 
 
 def _load(files: Any, number: int, image: str, where: str, lock: Any) -> np.ndarray:

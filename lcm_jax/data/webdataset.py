@@ -15,6 +15,7 @@ from lcm_jax.data.example import CAPTION_NAMES, Example, Found, described, with_
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # of several, the first is the image
 TEXTS = ("txt", "json")
+LABEL = "cls"
 BLOCK = 512  # bytes; tar files consist of them
 
 
@@ -28,9 +29,10 @@ def examples(
     """Every image of the .tar files below `folder` (or of a file, a glob, or a list of them), in their order.
 
     A member's stem reaches to the first dot of its name. KEY.jpg (.png, .webp, ...) takes its caption from
-    KEY.txt or from KEY.json, whose entry is `caption` or else "text" or "caption", and which may hold `group`
-    and `tags`. Keys are SHARD/KEY. Only headers and captions are read; `load` reads one member. An image
-    without caption gets "", which `data.check` reports; of a damaged shard, what precedes the damage is found.
+    KEY.txt or from KEY.json, whose entry is `caption` or else "text" or "caption", and which may hold `group`,
+    `tags` and `label`; KEY.cls holds a label, too. Keys are SHARD/KEY. Only headers, captions and labels are
+    read; `load` reads one member. An image without caption gets "", which `data.check` reports; of a damaged
+    shard, what precedes the damage is found.
     Raises FileNotFoundError when there are no shards and ValueError when they hold no images.
     """
     paths = files.found(folder, (".tar",))
@@ -59,6 +61,7 @@ def _index(path: Path, name: str, caption: str | None, heldout: float) -> tuple[
         about, wrong = _about(sample.get("json"))
         if wrong:
             damage.append(f"{path}: {stem}.json {wrong}")
+        about = {**about, "label": sample[LABEL]} if LABEL in sample else about
         text = sample.get("txt", b"").strip() or next((about[n] for n in (caption, *CAPTION_NAMES) if about.get(n)), "")
         load = partial(_load, path, f"{stem}.{ending}", *sample[ending])
         found.append(described(f"{name}/{stem}", text, load, about, heldout))
@@ -80,7 +83,7 @@ def _members(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
                 if member.offset_data + member.size > end:
                     raise tarfile.ReadError(f"{member.name} is cut off")
                 kept = (member.offset_data, member.size)
-                if ending in TEXTS:
+                if ending in (*TEXTS, LABEL):
                     archive.fileobj.seek(member.offset_data)
                     kept = archive.fileobj.read(member.size)
                 samples.setdefault(stem, {})[ending] = kept

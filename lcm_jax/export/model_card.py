@@ -1,6 +1,7 @@
 """The README.md of an exported model: what it is, how it was made, how to draw with it, whom it owes."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def noise_facts(description: Mapping[str, Any]) -> dict[str, str]:
     """What one must know of a network of noise levels."""
     low, high = description["sigma_min"], description["sigma_max"]
     told = {"noise": f"VE, sigma {low:g} to {high:g}, latents at sigma_data {description['sigma_data']:g}"}
+    if names := description["classes"]:
+        told["classes"] = f"{len(names)}: " + ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     if description["role"] == "consistency":
         lists = (", ".join(f"{level:g}" for level in levels) for levels in description["sigmas"])
         told |= {f"noise levels of {n} step{'s' * (n > 1)}": levels for n, levels in enumerate(lists, 1)}
@@ -108,16 +111,18 @@ python -m launch.sample --model {where} --prompt "a red heart" --steps {steps} -
 def noise_usage(where: str, description: Mapping[str, Any], heading: str) -> str:
     """The same of a network of noise levels."""
     steps = min(2, len(description["sigmas"])) if description["role"] == "consistency" else 18
+    name = next(iter(description["classes"]), None)
+    argument, flag = ("", "") if name is None else (f", label={name!r}", f" --label {shlex.quote(name)}")
     return f"""{heading}
 
 ```python
 from lcm_jax.edm_pipeline import EDMPipeline
 pipe = EDMPipeline.load({where!r})
-images = pipe(16, steps={steps}, seed=0)  # uint8 [16, H, W, 3]
+images = pipe(16, steps={steps}{argument}, seed=0)  # uint8 [16, H, W, 3]
 ```
 
 ```bash
-python -m launch.sample --model {where} --n 16 --steps {steps}
+python -m launch.sample --model {where} --n 16 --steps {steps}{flag}
 ```"""
 
 

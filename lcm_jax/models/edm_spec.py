@@ -18,7 +18,8 @@ class EDMSpec:
 
     Its latents are those of the autoencoder less their mean and divided by their std, times `sigma_data`; both are
     arrays beside the weights (models.latent_statistics). Raises ValueError for a network that does not fit the
-    autoencoder, and noise levels that do not fall from `sigma_max` to above `sigma_min`.
+    autoencoder, names that are not one a class, and noise levels that do not fall from `sigma_max` to above
+    `sigma_min`.
     """
 
     role: Literal["diffusion", "consistency"]
@@ -31,6 +32,7 @@ class EDMSpec:
     rho: float = 7.0  # of the grid between them (EDM eq. 5)
     time_scale: float = 250.0  # of ln sigma, as the network is told it
     sigmas: tuple[tuple[float, ...], ...] = ((80.0,), (80.0, 0.5286))  # of sampling in 1, 2, ... steps
+    classes: tuple[str, ...] = ()  # their names, label by label; of a network that is told labels and is trained
     about: dict[str, Any] = field(default_factory=dict)  # licence, attribution, how it was trained
 
     def __post_init__(self) -> None:
@@ -41,6 +43,10 @@ class EDMSpec:
                 f"the network takes latents of {side} x {side} x {self.network.in_channels}, the autoencoder makes "
                 f"{made} of pictures of {self.image_size} pixels: choose another config.model.network"
             )
+        if self.network.classes < 0:
+            raise ValueError(f"classes is {self.network.classes}: give how many there are, 0 for a network without")
+        if len(self.classes) not in (0, self.network.classes):
+            raise ValueError(f"classes are {len(self.classes)} names, the network has {self.network.classes} classes")
         for n, levels in enumerate(self.sigmas, 1):
             falls = all(after < before for before, after in pairwise((*levels, self.sigma_min)))
             if len(levels) != n or not falls or levels[0] > self.sigma_max:

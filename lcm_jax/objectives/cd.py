@@ -21,11 +21,12 @@ def build(
     rho: float = 7.0,
     sigma_data: float = 0.5,
     time_scale: float = 250.0,
+    label_drop: float = 0.0,
 ) -> Consistency:
     """CD on the `intervals` of Karras' grid (CM's N - 1); `mu` None takes the online network as target."""
     return Consistency(
         path=VE(),
-        reading=Preconditioned(sigma_data, time_scale),
+        reading=Preconditioned(sigma_data, time_scale, label_drop),
         boundary=EDMBoundary(sigma_min, sigma_data),
         pair=KarrasNeighbours(Constant(intervals), Karras(sigma_min, sigma_max, rho)),
         solver=solver.get(solver_name),

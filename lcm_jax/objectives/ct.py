@@ -22,6 +22,7 @@ def build(
     rho: float = 7.0,
     sigma_data: float = 0.5,
     time_scale: float = 250.0,
+    label_drop: float = 0.0,
 ) -> Consistency:
     """CT over `steps` updates: N(k) from s0 to s1 intervals, target decay mu(k) = exp(s0 ln mu0 / N(k))."""
     if not 0 < mu0 < 1:
@@ -29,7 +30,7 @@ def build(
     intervals = SquareRoot(s0, s1, steps)
     return Consistency(
         path=VE(),
-        reading=Preconditioned(sigma_data, time_scale),
+        reading=Preconditioned(sigma_data, time_scale, label_drop),
         boundary=EDMBoundary(sigma_min, sigma_data),
         pair=KarrasNeighbours(intervals, Karras(sigma_min, sigma_max, rho)),
         solver=solver.get("euler"),

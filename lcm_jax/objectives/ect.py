@@ -18,6 +18,7 @@ def build(
     weight_name: str = "inverse_step",
     sigma_data: float = 0.5,
     time_scale: float = 250.0,
+    label_drop: float = 0.0,
 ) -> Consistency:
     """ECT: s = t (1 - n(t) / q^(stage + 1)), a stage lasting `stage_steps`; start from an EDM's weights.
 
@@ -27,7 +28,7 @@ def build(
         raise ValueError(f"q is {q}: the gap closes by this factor a stage, give more than 1")
     return Consistency(
         path=VE(),
-        reading=Preconditioned(sigma_data, time_scale),
+        reading=Preconditioned(sigma_data, time_scale, label_drop),
         boundary=EDMBoundary(0.0, sigma_data),
         pair=LogNormalGap(q, stage_steps, P_mean, P_std),
         solver=solver.get("euler"),

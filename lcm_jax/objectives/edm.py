@@ -41,7 +41,11 @@ class EDM:
 
 
 def build(
-    P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5, time_scale: float = 250.0
+    P_mean: float = -1.2,
+    P_std: float = 1.2,
+    sigma_data: float = 0.5,
+    time_scale: float = 250.0,
+    label_drop: float = 0.0,
 ) -> EDM:
     """The EDM objective; `time_scale` of ln sigma is 0.25 in EDM, 250 where CD or ECT goes on from it."""
-    return EDM(VE(), Preconditioned(sigma_data, time_scale), P_mean, P_std)
+    return EDM(VE(), Preconditioned(sigma_data, time_scale, label_drop), P_mean, P_std)

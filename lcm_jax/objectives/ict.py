@@ -33,6 +33,7 @@ def build(
     rho: float = 7.0,
     sigma_data: float = 0.5,
     time_scale: float = 250.0,
+    label_drop: float = 0.0,
 ) -> Consistency:
     """iCT over `steps` updates; `delta` None is .00054 sqrt(d), which goes with the sum.
 
@@ -47,7 +48,7 @@ def build(
     denoise = LowNoise(intervals, grid, diffusion_weight, diffusion_share, sigma_data)
     return Consistency(
         path=VE(),
-        reading=Preconditioned(sigma_data, time_scale),
+        reading=Preconditioned(sigma_data, time_scale, label_drop),
         boundary=EDMBoundary(sigma_min, sigma_data),
         pair=LogNormalNeighbours(intervals, P_mean, P_std, grid),
         solver=solver.get("euler"),

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from lcm_jax.diffusion.boundary import edm_field
@@ -13,6 +14,8 @@ from lcm_jax.diffusion.guidance import guidance_embedding, sample_w
 from lcm_jax.diffusion.path import Path
 from lcm_jax.objectives.base import Nets, Uniform, condition_of, drop_captions, unconditional
 from lcm_jax.typing import Batch, Field, Metrics
+
+DROPPED = 0xD409  # folded into a reading's key, which drops units as it is
 
 
 class Fields(NamedTuple):
@@ -57,13 +60,24 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Preconditioned:
-    """Networks F(c_in x, c_noise) of EDM, told a label where the batch has one, dropping the same units."""
+    """Networks F(c_in x, c_noise) of EDM, told a label where the batch has one, dropping the same units.
+
+    A share `label_drop` of the labels is replaced by the batch's `no_label`. Raises ValueError for no share.
+    """
 
     sigma_data: float = 0.5
     time_scale: float = 250.0  # of ln sigma; CM's, EDM has .25
+    label_drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_drop < 1:
+            raise ValueError(f"label_drop is {self.label_drop}: give a share of at least 0 and below 1")
 
     def __call__(self, path: Path, nets: Nets, batch: Batch, key: PRNGKeyArray, b: int) -> Fields:
-        told = {} if "labels" not in batch else {"labels": batch["labels"]}
+        told = {"labels": batch["label"]} if "label" in batch else {}
+        if told and self.label_drop:
+            drop = jax.random.bernoulli(jax.random.fold_in(key, DROPPED), self.label_drop, (b,))
+            told = {"labels": jnp.where(drop, batch["no_label"], batch["label"])}
         field = lambda net, **more: edm_field(path, partial(net, **told, **more), self.sigma_data, self.time_scale)
         teacher = None if nets.teacher is None else field(nets.teacher)
         return Fields(field(nets.student, dropout_key=key), field(nets.target, dropout_key=key), teacher, {})

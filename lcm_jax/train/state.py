@@ -11,7 +11,8 @@ import jax
 class State:
     """Everything a run needs to go on bit for bit; the teacher is not part of it.
 
-    `target` (theta-) is None when the online weights serve as target; `ema` is for sampling only.
+    `target` (theta-) is None when the online weights serve as target; `ema` is for sampling only:
+    an average, or of more than one a dict of them by name (train.averages).
     """
 
     step: Any  # int32 scalar: the only clock of schedules, keys and curricula

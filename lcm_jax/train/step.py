@@ -1,6 +1,6 @@
 """THE jitted function: networks, objective, gradient, optimiser and weight averages in one step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from lcm_jax.objectives.base import Nets, Objective
+from lcm_jax.train.averages import Numbers, averages, several
 from lcm_jax.train.state import State
 from lcm_jax.typing import Batch, Metrics, Params
 
@@ -17,14 +18,16 @@ Apply = Callable[..., Any]
 Step = Callable[[State, Any, Batch, PRNGKeyArray], tuple[State, Metrics]]
 
 
-def init_state(params: Params, tx: optax.GradientTransformation, objective: Objective) -> State:
-    """The state before the first step: target and sampling EMA start as the parameters.
+def init_state(
+    params: Params, tx: optax.GradientTransformation, objective: Objective, names: Sequence[str] = ("ema",)
+) -> State:
+    """The state before the first step: target and sampling EMAs, of these names, start as the parameters.
 
     Each is a copy, so that donating the state leaves `params` (a teacher's, it may be) alive.
     """
     copy = lambda: jax.tree.map(jnp.copy, params)
     target = None if objective.mu is None else copy()
-    return State(jnp.zeros((), jnp.int32), copy(), target, copy(), tx.init(params))
+    return State(jnp.zeros((), jnp.int32), copy(), target, several(names, lambda name: copy()), tx.init(params))
 
 
 def train_step(
@@ -33,7 +36,8 @@ def train_step(
     teacher_apply: Apply | None,
     tx: optax.GradientTransformation,
     *,
-    ema_decay: float = 0.9999,
+    ema_decay: Numbers | None = 0.9999,
+    ema_power: Numbers | None = None,
     accumulate: int = 1,
     weights: Callable[[Params, Any], Params] | None = None,
     prepare: Callable[[Any, Batch], Batch] | None = None,
@@ -42,11 +46,14 @@ def train_step(
 
     `frozen` holds what is read but not trained: {"teacher": params, "batch": entries added to every
     batch (scale, uncond)}. `key` is the run's root key; the step folds in state.step, so a resumed
-    run draws the same noise. `accumulate` splits the batch into that many gradient passes; pass i takes
-    every accumulate-th sample from i on, so a batch sharded over devices stays spread over all of them.
-    `weights` makes a network's parameters of what is trained and of `frozen` (adapters are merged so), `prepare`
-    what the objective reads of `frozen` and the batch (captions are encoded so).
+    run draws the same noise. `ema_decay` and `ema_power` say which averages are kept (train.averages).
+    `accumulate` splits the batch into that many gradient passes; pass i takes every accumulate-th sample
+    from i on, so a batch sharded over devices stays spread over all of them. `weights` makes a network's
+    parameters of what is trained and of `frozen` (adapters are merged so), `prepare` what the objective
+    reads of `frozen` and the batch (captions are encoded so).
     """
+
+    follow = averages(ema_decay, ema_power)
 
     def loss(params: Params, target: Params | None, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
         whole = (lambda trained: trained) if weights is None else (lambda trained: weights(trained, frozen))
@@ -88,9 +95,9 @@ def train_step(
         params = optax.apply_updates(state.params, updates)
         mu = objective.mu(state.step) if callable(objective.mu) else objective.mu
         target = None if state.target is None else average(state.target, params, mu)
-        # Young averages follow closely, so that a short run does not sample from its initial noise.
         count = state.step.astype(jnp.float32)
-        ema = average(state.ema, params, jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count)))
+        old = state.ema if len(follow) > 1 else {name: state.ema for name in follow}
+        ema = several(follow, lambda name: average(old[name], params, follow[name](count)))
         metrics = metrics | {"grad_norm": norm(grads)}
         return State(state.step + 1, params, target, ema, opt_state), metrics
 

@@ -66,6 +66,9 @@ def test_images_and_captions_of_any_kind(folder):
     })]:  # fmt: skip
         named = reader.examples("tiny_pictures", data_dir=folder, caption=caption)
         assert {e.caption for e in named} == expected
+    for example in found:  # the class of the feature `label`, unless another is named
+        assert example.label == ("cat", "dog")[int(example.caption.split()[1]) % 2]
+    assert found.classes == ("cat", "dog")
     some = reader.examples("tiny_pictures:1.0.0", "train[:40%]+test", data_dir=folder, heldout=1.0)
     assert len(some) == 6 and {e.split for e in some} == {"heldout"}
 

@@ -35,6 +35,15 @@ def data(tmp_path_factory, captions_without_download):
 
 
 @pytest.fixture(scope="session")
+def latents32(data):
+    """Latents of 4 x 4 x 4, of pictures of 32 pixels: those of the presets "tiny" and "dit_tiny"."""
+    where = data.root / "latents32"
+    options = {"folder": str(data.pictures)}
+    encoding.encode(data.autoencoder, "image_folder", options, where, 8, 10, size=32, progress=False)
+    return where
+
+
+@pytest.fixture(scope="session")
 def first(data):
     """Untrained models in folders: a teacher and a student."""
     teacher = tiny.model_folder(data.root / "teacher", tiny.spec("diffusion"), seed=1)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from fakes import KEY, At, Recorder, batch, nets, weights
 
+from lcm_jax.diffusion.coupling import independent
 from lcm_jax.diffusion.curriculum import Constant, Doubling
 from lcm_jax.diffusion.grid import Karras
-from lcm_jax.objectives import cd, ct, ect, ict, slct
+from lcm_jax.objectives import cd, ct, ect, edm, ict, slct
 from lcm_jax.objectives.base import Nets
 from lcm_jax.objectives.extra import LowNoise
 from lcm_jax.objectives.robust import by_dimension, robust, scheduled
@@ -18,6 +19,17 @@ from lcm_jax.objectives.robust import by_dimension, robust, scheduled
 STEPS = 700
 STAGES = Doubling(10, 640, STEPS)
 BUILDS = (cd.build, lambda: ict.build(STEPS), lambda: slct.build(STEPS), lambda: ect.build(10))
+
+
+class Told:
+    """A network of nothing that remembers what it was asked."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, x, noise, **told):
+        self.seen.append((x, told))
+        return jnp.zeros_like(x)
 
 
 def recorded(objective, data, step=0):
@@ -87,7 +99,7 @@ def test_denoising_adds_to_the_loss_five_times_itself():
 
 @pytest.mark.parametrize("build", [lambda: ict.build(STEPS), lambda: slct.build(STEPS), lambda: ct.build(STEPS)])
 def test_training_pairs_share_noise_dropout_and_label(build):
-    data = {**batch(std=0.0), "labels": jnp.arange(6)}
+    data = {**batch(std=0.0), "label": jnp.arange(6)}
     data["scale"] = jnp.ones(())
     objective = build()
     seen = []
@@ -108,6 +120,40 @@ def test_training_pairs_share_noise_dropout_and_label(build):
     assert (s < t).all()
     high = t > 0.1  # below, the noise is too small a part of x to be read off exactly
     np.testing.assert_allclose(noise_of(x, t)[high], noise_of(y, s)[high], atol=2e-2)
+
+
+def test_labels_stay_with_their_data_where_noise_is_coupled():
+    """At a noise level that shows both: x is that of its row's label, and its noise another row's."""
+    data = {**batch(b=16, std=0.0), "label": jnp.arange(16)}
+    t = 1.0
+    objective = replace(slct.build(STEPS), pair=At(t, 0.5))
+    rows = {}
+    for name, couple in (("coupled", objective.couple), ("drawn", independent)):
+        net = Told()
+        replace(objective, couple=couple).loss(Nets(net, net), data, KEY, jnp.asarray(0))
+        x, told = net.seen[0]
+        np.testing.assert_array_equal(told["labels"], jnp.arange(16))
+        z0 = data["mean"] * data["scale"]
+        rows[name] = (np.asarray(x) * np.sqrt(t**2 + 0.25) - z0).reshape(16, -1)  # the noise of each label's datum
+    away = np.linalg.norm(rows["coupled"][:, None] - rows["drawn"][None], axis=-1)
+    order = away.argmin(1)
+    assert away.min(1).max() < 1e-4 and sorted(order) == list(range(16)) and (order != np.arange(16)).any()
+
+
+def test_labels_are_dropped_at_the_share_asked_for_for_every_network_alike():
+    data = {**batch(b=400), "label": jnp.arange(400) % 3, "no_label": jnp.int32(3)}
+    told = {}
+    for share in (0.0, 0.3):
+        nets = Told(), Told(), Told()
+        cd.build(label_drop=share).loss(Nets(*nets), data, KEY, jnp.asarray(0))
+        labels = [np.asarray(told["labels"]) for net in nets for _, told in net.seen]
+        assert len(labels) == 4 and all((one == labels[0]).all() for one in labels)
+        told[share] = labels[0]
+    np.testing.assert_array_equal(told[0.0], data["label"])
+    dropped = told[0.3] == 3
+    assert dropped.mean() == pytest.approx(0.3, abs=0.07) and (told[0.3] == data["label"])[~dropped].all()
+    with pytest.raises(ValueError, match="label_drop is 1.0: give a share"):
+        edm.build(label_drop=1.0)
 
 
 def test_distillation_asks_the_teacher_twice_an_interval_and_nobody_else():
