@@ -69,7 +69,7 @@ def plan(config: Any) -> Plan:
     mesh, rule_set = build.mesh_of(cfg)
     tx = build.optimizer_of(cfg)
     frozen: dict[str, Any] = {"teacher": None, "batch": _whole(work.constants, mesh)}
-    frozen |= {name: _placed(tree, rule_set, mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
+    frozen |= {name: _placed(tree, rule_set["teacher"], mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     # What starts as a teacher and what is drawn have the same shapes.
     first = jax.eval_shape(build.first_state(work.trained, tx, work.objective), key, None)
@@ -150,7 +150,7 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _placed(tree: Any, rule_set: str, mesh: Mesh, dtype: str | None) -> Any:
+def _placed(tree: Any, rule_set: str | dict[str, str], mesh: Mesh, dtype: str | None) -> Any:
     cast = lambda leaf: leaf if dtype is None else jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
     tree = jax.tree.map(cast, tree)
     return rules.with_shardings(tree, rules.infer(tree, rule_set, mesh))
