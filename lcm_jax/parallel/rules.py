@@ -25,8 +25,8 @@ NARROWS = (
     r"|out_proj|mlp/fc2)/kernel$"  # text and image towers
 )
 
-# The first rule whose pattern is found in a path decides; its splits are made in turn, each of a dim still whole. What
-# the wanted dim does not allow is asked of the largest that does; what none allows, and what is small, stays whole.
+# The first rule whose pattern is found in a path decides; its splits are made in turn. What the wanted dim does not
+# allow is asked of the largest that does; what none allows, and what is small, stays whole.
 RULES: dict[str, Rules] = {
     # What jax.pmap did: data parallelism.
     "replicate": ((".*", ()),),
@@ -39,7 +39,7 @@ RULES: dict[str, Rules] = {
         (".*", ((OUTPUTS, "tensor"),)),
     ),
     "fsdp_tensor": (
-        (NARROWS, ((INPUTS, "tensor"), (LARGEST, "fsdp"))),
+        (NARROWS, ((INPUTS, "tensor"), (LARGEST, "fsdp"))),  # of the dims before the inputs, or the inputs again
         (".*", ((OUTPUTS, "tensor"), (LARGEST, "fsdp"))),
     ),
 }
@@ -74,21 +74,27 @@ def path_of(key_path: tuple[Any, ...]) -> str:
 
 
 def spec_of(shape: tuple[int, ...], splits: Sequence[Split], mesh: Mesh) -> PartitionSpec:
-    """Where the splits put a tensor of that shape."""
-    found: list[Axes | None] = [None] * len(shape)
+    """Where the splits put a tensor of that shape.
+
+    A second split is of a dim before the first's, or of the same one again. The other order, inputs over tensor and
+    outputs over fsdp, XLA (jax 0.10.2) takes apart wrongly where the batch is over fsdp, too: results differ, silently.
+    """
+    found: list[tuple[str, ...]] = [()] * len(shape)
     for dim, axes in splits if math.prod(shape) >= SMALL else ():
+        taken = [i for i, over in enumerate(found) if over]
         for over in _narrower(axes, mesh):
-            parts = math.prod(mesh.shape[axis] for axis in over)
-            free = [i for i, size in enumerate(shape) if found[i] is None and size and size % parts == 0]
-            if free:
+            parts = lambda i, over=over: math.prod(mesh.shape[axis] for axis in (*found[i], *over))
+            able = [i for i, size in enumerate(shape) if size and size % parts(i) == 0]
+            free = [i for i in able if not taken or i < taken[0]]
+            if options := free or [i for i in able if i in taken]:
                 wanted = len(shape) + dim if dim is not None else -1
                 # Of equal dims the last wins: the output features of a Flax kernel.
-                where = wanted if wanted in free else max(free, key=lambda i: (shape[i], i))
-                found[where] = over[0] if len(over) == 1 else over
+                where = wanted if wanted in options else max(options, key=lambda i: (shape[i], i))
+                found[where] += over
                 break
-    while found and found[-1] is None:
+    while found and not found[-1]:
         found.pop()
-    return PartitionSpec(*found)
+    return PartitionSpec(*(over[0] if len(over) == 1 else over or None for over in found))
 
 
 def _narrower(axes: Axes, mesh: Mesh) -> Iterator[tuple[str, ...]]:

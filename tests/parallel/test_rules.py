@@ -80,7 +80,7 @@ def test_tensor_rules_keep_heads_and_hidden_units_on_their_device():
     }
     both = specs(tree, "fsdp_tensor", mesh)
     assert both["attn1"]["to_q"]["kernel"] == P("fsdp", "tensor")
-    assert both["ff"]["net"]["2"]["kernel"] == P("tensor", "fsdp")
+    assert both["ff"]["net"]["2"]["kernel"] == P(("tensor", "fsdp"))
     assert both["resnets"]["0"]["conv1"]["kernel"] == P(None, None, "fsdp", "tensor")
     # Outputs that do not divide: the largest dim that does.
     assert specs({"kernel": abstract(128, 129)}, "tensor", mesh) == {"kernel": P("tensor")}
@@ -89,9 +89,21 @@ def test_tensor_rules_keep_heads_and_hidden_units_on_their_device():
 NETWORKS = {
     **{f"unet {name}": (unet, replace(sizes, w_width=256)) for name, sizes in presets.UNETS.items()},
     **{f"levels {name}": (dit if name in presets.DITS else adm, s) for name, s in presets.NOISE_NETWORKS.items()},
-    **{f"autoencoder {name}": (autoencoder, sizes) for name, sizes in presets.AUTOENCODERS.items() if name != "sdxl"},  # as sd
+    **{f"autoencoder {name}": (autoencoder, sizes) for name, sizes in presets.AUTOENCODERS.items()},
     **{f"text {name}": (clip_text, sizes) for name, sizes in CLIP_TEXT.items()},
 }
+
+
+def test_no_tensor_is_split_by_tensor_before_fsdp():
+    """XLA would compute something else: see spec_of."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    for shape in ((128, 128), (512, 64), (64, 512), (3, 3, 64, 256), (130, 127), (127, 130)):
+        for path in ("to_q/kernel", "to_out/0/kernel", "resnets/0/conv2/kernel"):
+            spec = infer({path: abstract(*shape)}, "fsdp_tensor", mesh)[path].spec
+            used = [axis for over in spec if over for axis in ((over,) if isinstance(over, str) else over)]
+            dims = {axis: i for i, over in enumerate(spec) for axis in (over or ()) if axis in mesh.shape}
+            dims |= {over: i for i, over in enumerate(spec) if isinstance(over, str)}
+            assert "tensor" in used and dims.get("fsdp", 0) <= dims["tensor"], (path, shape, spec)
 
 
 @functools.cache
@@ -124,7 +136,7 @@ def test_modules_that_narrow_are_found_in_the_networks_by_their_names():
         found[name] = {re.sub(r"\d+", "N", match.group(0)) for match in matches if match}
     assert found == {
         "unet sdxl": {"to_out/N/kernel", "ff/net/N/kernel", "resnets/N/convN/kernel"},
-        "levels latent32": {f"{part}/N/{of}/kernel" for part in ("down", "middle", "up") for of in ("convN", "proj")},
+        "levels latent32": {f"{at}/N/{of}/kernel" for at in ("down", "middle", "up") for of in ("convN", "proj")},
         "levels dit_b2": {"blocks/N/proj/kernel", "blocks/N/fcN/kernel"},
         "autoencoder sd": {"to_out/N/kernel", "resnets/N/convN/kernel"},
         "text sdxl2": {"out_proj/kernel", "mlp/fcN/kernel"},
