@@ -80,7 +80,9 @@ class Memory:
 def whole(plan: Plan, target: str, cache: Path | None = None) -> Memory:
     """The step compiled as it would run."""
     found = compiled(plan.lower(), plan.devices, target, cache)
-    return Memory("whole", found.total, found.refused, {"step": found}, {"step": 1})
+    # Adapters' base and their teacher are two arguments and one copy.
+    peak = None if found.refused else found.total - _again(plan.frozen)
+    return Memory("whole", peak, found.refused, {"step": found}, {"step": 1})
 
 
 def in_parts(plan: Plan, target: str, cache: Path | None = None) -> Memory:
@@ -117,10 +119,11 @@ def parts(plan: Plan) -> dict[str, Part]:
         return stand_in
 
     stand_ins = [seen("target"), seen("teacher") if work.teacher is not None else None]
-    gradient = jax.grad(lambda *args: plan.loss(*args, *stand_ins))
+    bare = jax.grad(lambda *args: plan.loss(*args, *stand_ins))
+    held_as = lambda tree, like: jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda x: x.sharding, like))
+    gradient = lambda *args: held_as(bare(*args), plan.state.params)
     fed = (plan.state.params, plan.state, plan.frozen, micro, plan.key)
     jax.eval_shape(gradient, *fed)
-    placed = lambda tree, like: jax.tree.map(lambda x: _split(x, like), tree)
     sharding = next(iter(plan.batch.values())).sharding
     found: dict[str, Part] = {}
     networks = {
@@ -135,11 +138,10 @@ def parts(plan: Plan) -> dict[str, Part]:
                 arguments = (params, plan.frozen)
             else:
                 run, arguments = (lambda params, a, k, net=net: net.apply(params, *a, **k)), (params,)
-            told = placed(seen_calls[0], sharding)
-            found[f"{name} forward"] = (
-                run, (*arguments, *told), _held(arguments), len(seen_calls) * plan.accumulate, (),
-            )  # fmt: skip
-    found["student gradient"] = (gradient, fed, _held((plan.state, plan.frozen, plan.batch)), plan.accumulate, ())
+            told, times = _split(seen_calls[0], sharding), len(seen_calls) * plan.accumulate
+            found[f"{name} forward"] = run, (*arguments, *told), device_bytes(arguments), times, ()
+    stays = device_bytes((plan.state.params, plan.state, plan.frozen, plan.batch))
+    found["student gradient"] = gradient, fed, stays, plan.accumulate, ()
 
     def update(state: Any, grads: Any) -> Any:
         updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
@@ -147,15 +149,16 @@ def parts(plan: Plan) -> dict[str, Part]:
         like = jax.tree.structure(params)
         follow = lambda tree: average(tree, params, 0.5) if jax.tree.structure(tree) == like else tree
         averages = jax.tree.map(follow, (state.target, state.ema), is_leaf=lambda t: jax.tree.structure(t) == like)
-        return dataclasses.replace(state, params=params, opt_state=opt_state, target=averages[0], ema=averages[1])
+        after = dataclasses.replace(state, params=params, opt_state=opt_state, target=averages[0], ema=averages[1])
+        return held_as(after, plan.state)
 
-    found["optimiser update"] = (update, (plan.state, plan.state.params), _held(plan.state), 1, (0,))
+    found["optimiser update"] = update, (plan.state, plan.state.params), device_bytes(plan.state), 1, (0,)
     return found
 
 
-def _held(tree: Any) -> int:
-    """Bytes on one device of the distinct leaves: adapters' base and teacher are one."""
-    return device_bytes(list({id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()))
+def _again(tree: Any) -> int:
+    """Bytes on one device of leaves that are there already."""
+    return device_bytes(tree) - device_bytes(list({id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()))
 
 
 def _of_a_pass(batch: Mapping[str, Any], accumulate: int) -> dict[str, Any]:
@@ -163,11 +166,13 @@ def _of_a_pass(batch: Mapping[str, Any], accumulate: int) -> dict[str, Any]:
     return jax.tree.map(cut, dict(batch))
 
 
-def _split(leaf: Any, sharding: Any) -> Any:
-    """A batch's entry over the devices; a single number whole."""
-    if not leaf.shape or leaf.shape[0] == 1:
-        return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _split(call: Any, sharding: Any) -> Any:
+    """A network's arguments (z, ...), of which those of every sample are split over the devices."""
+    samples = call[0][0].shape[0]
+    each = lambda x: x.shape[:1] == (samples,)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if each(x) else None), call
+    )
 
 
 def compiled(lowered: Any, devices: int, target: str, cache: Path | None) -> Compiled:

@@ -66,7 +66,7 @@ class Forecast:
     @property
     def times(self) -> Times:
         """By roofline."""
-        sent = sum(t.sent for t in self.traffic.values())
+        sent = float(sum(t.sent for t in self.traffic.values()))
         return roofline(self.on.chip, self.plan.flops / self.on.count, self.accessed, sent)
 
     @property
@@ -148,15 +148,13 @@ class Forecast:
 
     def record(self) -> dict[str, Any]:
         """Everything as a JSON value, with versions and date."""
-        kept = ("parameters", "bytes", "flops", "batch_size", "accumulate", "devices")
         step = self.times.step
         return {
             "topology": {"name": self.on.name, "shape": self.on.shape, "slices": self.on.slices},
             "chip": asdict(self.on.chip),
             "mesh": dict(self.plan.mesh.shape),
             "rules": self.plan.rule_set,
-            **{name: getattr(self.plan, name) for name in kept},
-            "held": self.plan.held,
+            **self.plan.record(),
             "memory": self.memory.record(),
             "peak": self.memory.peak,
             "traffic": {kind: asdict(t) for kind, t in self.traffic.items()},

@@ -72,8 +72,14 @@ class Plan:
     def held_under(self, rule_set: dict[str, str]) -> int:
         """Bytes that would stay on each device under other sharding rules."""
         placed = lambda tree, name: rules.with_shardings(tree, rules.infer(tree, name, self.mesh))
+        state = {name: getattr(self.state, name) for name in STATE}
         networks = {name: placed(self.frozen[name], rule_set["teacher"]) for name in self.work.frozen}
-        return device_bytes(placed(self.state, rule_set)) + device_bytes(networks) + device_bytes(self.batch)
+        return device_bytes((placed(state, rule_set), networks, self.batch))
+
+    def record(self) -> dict[str, Any]:
+        """The numbers as a JSON value."""
+        kept = ("parameters", "bytes", "held", "flops", "batch_size", "accumulate", "devices")
+        return {name: getattr(self, name) for name in kept}
 
     def loss(
         self, params: Params, state: State, frozen: Any, batch: Any, key: Any, target: Any, teacher: Any

@@ -21,8 +21,13 @@ def test_names_of_topologies(name, chip, shape, count):
     assert topology(name, slices=2).count == 2 * count
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:16", "v5p:4x4", "v9:4x4", "H100:8", "gpu:8", "gpu:0xH100",
-                                  "gpu:8xB300", "gpu:8xcpu", "cpu:0", "cpu:2x2", "v5e:4x-4", "v5e:4X4", ""])  # fmt: skip
+WRONG = (
+    "v5e", "v5e:", "v5e:16", "v5p:4x4", "v9:4x4", "H100:8", "gpu:8", "gpu:0xH100", "gpu:8xB300", "gpu:8xcpu", "cpu:0",
+    "cpu:2x2", "v5e:4x-4", "v5e:4X4", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
 def test_others_are_refused_in_one_line_with_the_known(name):
     with pytest.raises(ValueError, match="is not known; write one like v5e:16x16") as error:
         topology(name)
