@@ -1,4 +1,4 @@
-"""What distilling the published models takes: parameters, bytes a device and operations of the real steps, lowered.
+"""What distilling the published models takes: parameters, bytes a device and operations of the real steps, traced.
 
     python -m benchmarks.plans [--devices 8] [--configs lcd_sd15,lcd_sdxl]
 
@@ -34,7 +34,7 @@ def main() -> None:
         plan = planning.plan(importlib.import_module(f"configs.{name}").get_config(args.preset))
         found[name] = {**plan.record(), "seconds": time.perf_counter() - start}
         trained = plan.parameters.get("adapters", plan.parameters["U-Net"])
-        each, held = plan.flops / plan.batch_size / 1e9, sum(plan.bytes.values()) / 2**30
+        each, held = plan.flops / plan.batch_size / 1e9, plan.held / 2**30
         print(f"| {name} | {trained / 1e6:.1f} M | {each:,.0f} | {held:.2f} |", flush=True)
     results.save("plans", {"devices": args.devices, "preset": args.preset, "configs": found})
 

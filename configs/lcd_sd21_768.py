@@ -5,7 +5,7 @@
         --config.model.teacher=TEACHER
 
 TEACHER is a diffusers folder, a name on the hub, a single file, or a folder of launch.export; any fine-tune of the
-model does as well. Presets: paper, diffusers (configs/lcm_presets.py). --dry_run shows what it takes beforehand.
+model does as well. Presets: paper, diffusers (configs/lcm_presets.py). launch.plan says what it takes.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python -m launch.encode --folder celeba_hq_256 --options caption="a face" --text none \\
         --model models/sd15 --size 256 --out data/celeba
-    python -m launch.train --config configs/slct_latent32.py:celeba --dry_run --devices 8
+    python -m launch.plan --config configs/slct_latent32.py:celeba --topology v5e:2x4
     python -m launch.train --config configs/slct_latent32.py:celeba --run runs/slct_celeba
 
 Published FID at 1 and 2 steps (arXiv 2502.01441, Tab. 1): CelebA-HQ 7.27, 6.93; Church 8.87, 7.71; FFHQ 8.72, 8.29.

@@ -25,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser with one-line errors; nothing may stand on the command line but flags, --dry-run as --dry_run."""
+    """absl's parser with one-line errors; nothing may stand on the command line but flags, --size-ids as --size_ids."""
     try:
         rest = flags.FLAGS([argv[0], *map(underscored, argv[1:])])
     except (flags.Error, AttributeError, KeyError) as error:
@@ -92,12 +92,12 @@ def keep_memory() -> None:
         set_option(option, value)
 
 
-def simulate(devices: int | None) -> None:
+def simulate(devices: int) -> None:
     """As many devices on the host's processor, to plan for; before anything is computed."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices or 1)
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def accelerated() -> bool:

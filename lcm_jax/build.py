@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ SECTIONS = ("seed", "steps", "data", "model", "objective", "optimizer", "average
 AVERAGE_KEYS = ("ema_decay", "ema_power")
 OPTIMIZER_KEYS = ("name", "rate", "schedule", "warmup", "final", "accumulate", *OPTIMIZER_SETTINGS)
 REQUIRED = {"data": ("batch_size",), "objective": ("name",), "optimizer": ("name", "rate")}
+WHOLE_SHOWN = 4  # tensors a warning names
 LATENTS = ("mean", "std")  # entries of a batch, as are the names of a condition
 
 
@@ -191,7 +192,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     check_data(loader.manifest, spec, captions)
     spec = owing(spec, loader.manifest.dataset.get("attribution"))
     mesh, rule_set = mesh_of(cfg)
-    place = lambda abstract, dtype: placer(abstract, rule_set, mesh, dtype)
+    place = lambda abstract, dtype, tree="teacher": placer(abstract, rule_set[tree], mesh, dtype)
     frozen: dict[str, Any] = {"batch": {"scale": jnp.float32(spec.autoencoder.scale)}}
     prepare, reads = None, (*LATENTS, *base.CONDITION)
     if "context" in loader.manifest.shapes:
@@ -211,7 +212,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
         frozen["base"] = start.model.load("unet", place(abstract, start.teacher_dtype)) if below is None else below
     first = None
     if not start.fresh and start.lora is None:
-        into = place(network(start.model.spec, "unet").abstract(), "float32")
+        into = place(network(start.model.spec, "unet").abstract(), "float32", "params")
         first = lambda: start.model.load("unet", into)
     return assemble(
         cfg,
@@ -288,11 +289,11 @@ def edm_run(cfg: dict[str, Any]) -> Run:
     teacher = None
     if start.teacher is not None:
         teacher = network(start.teacher.spec, "network")
-        into = placer(teacher.abstract(), rule_set, mesh, "float32")
+        into = placer(teacher.abstract(), rule_set["teacher"], mesh, "float32")
         frozen["teacher"] = start.teacher.load("network", into)
     net, first = network(spec, "network"), None
     if not start.fresh:
-        first = lambda: start.model.load("network", placer(net.abstract(), rule_set, mesh, "float32"))
+        first = lambda: start.model.load("network", placer(net.abstract(), rule_set["params"], mesh, "float32"))
     networks = {"autoencoder": start.model.load("autoencoder"), "statistics": statistics}
     apply = None if teacher is None else teacher.apply
     return assemble(cfg, spec, networks, "network", reads, loader, objective, net, first, frozen, apply, start.model)
@@ -330,6 +331,7 @@ def assemble(
     key = jax.random.key(cfg["seed"])
     shapes = jax.eval_shape(make, key, None)  # the same with first weights and without
     shardings = rules.infer(shapes, rule_set, mesh)
+    warn_of_whole(shapes, rule_set, mesh)
     return Run(
         spec=spec,
         networks=networks,
@@ -350,11 +352,30 @@ def assemble(
     )
 
 
-def mesh_of(cfg: Mapping[str, Any]) -> tuple[Mesh, str]:
-    """The mesh of config.mesh and the name of its sharding rules."""
+def mesh_of(cfg: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> tuple[Mesh, dict[str, str]]:
+    """The mesh of config.mesh, over all devices if not told which, and the sharding rules of each tree (rules.TREES).
+
+    config.mesh.rules is the name of a rule set, or {"default": name, TREE: name, ...}.
+    """
     settings = dict(cfg["mesh"])
-    rule_set = settings.pop("rules", "replicate")
-    return call(make_mesh, "config.mesh", **settings), rule_set
+    chosen = settings.pop("rules", "replicate")
+    others = dict(chosen) if isinstance(chosen, Mapping) else {"default": chosen}
+    known(others, ("default", *rules.TREES), "config.mesh.rules")
+    rule_set = rules.by_tree(others.pop("default", "replicate"), others)
+    given = {} if devices is None else {"devices": devices}
+    return call(make_mesh, "config.mesh", **settings, **given), rule_set
+
+
+def warn_of_whole(state: State, rule_set: Mapping[str, str], mesh: Mesh) -> None:
+    """Says which large tensors every device holds whole though the rules mean to split them."""
+    if whole := rules.left_whole(state, rule_set, mesh):
+        listed = ", ".join(f"{path} ({size / 2**20:.0f} MiB)" for path, size in list(whole.items())[:WHOLE_SHOWN])
+        more = f" and {len(whole) - WHOLE_SHOWN} more" if len(whole) > WHOLE_SHOWN else ""
+        sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        log.warning(
+            "config.mesh.rules leave %.2f GiB whole on each of %d devices: no dim divides over the axes (%s): %s%s",
+            sum(whole.values()) / 2**30, mesh.size, sizes, listed, more,
+        )  # fmt: skip
 
 
 def placer(abstract: Params, rule_set: str | rules.Rules, mesh: Mesh, dtype: str) -> Place:

@@ -1,5 +1,7 @@
-"""What a run takes, before anything is there: parameters, memory a device, floating-point operations."""
+"""A run's step from shapes alone: parameters, bytes a device, operations, and the step itself to be compiled."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,41 +13,86 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lcm_jax import build
 from lcm_jax.models.functional import Net
 from lcm_jax.models.unet import unet
+from lcm_jax.objectives.base import Nets
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.transfer import batch_sharding
 from lcm_jax.source import network, text_networks
+from lcm_jax.train.state import State
+from lcm_jax.train.step import Step
+from lcm_jax.typing import Params
+
+STATE = ("params", "target", "ema", "opt_state")  # what of a state there is memory in
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A lowered step and what it is fed; bytes are of one device."""
+    """A step and what it is fed, as shapes with shardings; bytes are of one device."""
 
-    lowered: Any  # jax.stages.Lowered: `compile()` says what else memory holds
+    work: "Work"
+    tx: Any  # the optimiser
+    step: Step
+    one_pass: Step  # the same without accumulation
+    state: State
+    frozen: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
+    key: jax.ShapeDtypeStruct
+    mesh: Mesh
+    rule_set: dict[str, str]  # of each tree
     parameters: dict[str, int]  # of each network
     bytes: dict[str, int]  # of what stays on a device from step to step, and of a batch
-    flops: float  # of one step over the whole batch, before the compiler has seen it
     batch_size: int
-    devices: int
+    accumulate: int
 
-    def table(self) -> str:
-        """Lines to print."""
-        lines = [f"{self.devices} devices, global batch {self.batch_size}", "", "parameters"]
-        lines += [f"  {name:<16}{count / 1e6:>10.1f} M" for name, count in self.parameters.items()]
-        lines += ["", "bytes on each device, activations apart"]
-        lines += [f"  {name:<16}{size / 2**30:>10.3f} GiB" for name, size in self.bytes.items()]
-        lines += [f"  {'together':<16}{sum(self.bytes.values()) / 2**30:>10.3f} GiB", ""]
-        each = self.flops / self.batch_size
-        lines += [f"{self.flops / 1e12:.3f} TFLOP a step, {each / 1e9:.1f} GFLOP a sample"]
-        return "\n".join(lines)
+    @functools.cached_property
+    def flops(self) -> float:
+        """Operations of a step over the whole batch, before a compiler has seen it.
+
+        Counted for one device and one pass: what repeats in a loop would be counted once.
+        """
+        arguments = (self.state, self.frozen, self.batch, self.key)
+        bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+        return float((jax.jit(self.one_pass).lower(*bare).cost_analysis() or {}).get("flops", np.nan))
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return self.mesh.size
+
+    @property
+    def held(self) -> int:
+        """Bytes that stay on each device, and those of a batch."""
+        return sum(self.bytes.values())
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step as a run jits it."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
+        return step.lower(self.state, self.frozen, self.batch, self.key)
+
+    def held_under(self, rule_set: dict[str, str]) -> int:
+        """Bytes that would stay on each device under other sharding rules."""
+        placed = lambda tree, name: rules.with_shardings(tree, rules.infer(tree, name, self.mesh))
+        state = {name: getattr(self.state, name) for name in STATE}
+        networks = {name: placed(self.frozen[name], rule_set["teacher"]) for name in self.work.frozen}
+        return device_bytes((placed(state, rule_set), networks, self.batch))
 
     def record(self) -> dict[str, Any]:
         """The numbers as a JSON value."""
-        kept = ("parameters", "bytes", "flops", "batch_size", "devices")
+        kept = ("parameters", "bytes", "held", "flops", "batch_size", "accumulate", "devices")
         return {name: getattr(self, name) for name in kept}
+
+    def loss(
+        self, params: Params, state: State, frozen: Any, batch: Any, key: Any, target: Any, teacher: Any
+    ) -> jax.Array:
+        """The objective's loss as the step calls it; `target` and `teacher` stand in for those networks."""
+        work, step = self.work, state.step
+        whole = params if work.weights is None else work.weights(params, frozen)
+        nets = Nets(functools.partial(work.trained.apply, whole), target, teacher)
+        return work.objective.loss(nets, {**batch, **frozen["batch"]}, jax.random.fold_in(key, step), step)[0]
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What a step works on; of shapes alone. Frozen networks have no sharding yet, nor have `constants`."""
 
     objective: Any
@@ -58,44 +105,56 @@ class _Work:
     weights: Any = None
 
 
-def plan(config: Any) -> Plan:
-    """Traces and lowers the step of a config that trains a network, or its adapters, on latents, from abstract trees.
+def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
+    """Traces the step of a config that trains a network, or its adapters, on latents, from abstract trees.
 
-    Neither weights nor latents have to be there if config.model.family says what they would be.
-    Raises ValueError or FileNotFoundError as `build.run` does.
+    `devices` are those of the mesh, by default all there are. Neither weights nor latents have to be there if
+    config.model.family says what they would be. Raises ValueError or FileNotFoundError as `build.run` does.
     """
     cfg = build.plain(config)
+    if cfg["objective"]["name"] == "autoencoder":
+        raise ValueError("config.objective.name is 'autoencoder': plans are for what trains on latents")
     work = (_captioned if build.takes(cfg["objective"]["name"], "kind") else _noise_levels)(cfg)
-    mesh, rule_set = build.mesh_of(cfg)
+    mesh, rule_set = build.mesh_of(cfg, devices)
     tx = build.optimizer_of(cfg)
     frozen: dict[str, Any] = {"teacher": None, "batch": _whole(work.constants, mesh)}
-    frozen |= {name: _placed(tree, rule_set, mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
+    frozen |= {name: _placed(tree, rule_set["teacher"], mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     # What starts as a teacher and what is drawn have the same shapes.
     first = jax.eval_shape(build.first_state(cfg, work.trained, tx, work.objective), key, None)
     state = _placed(first, rule_set, mesh, None)
-    apply = None if work.teacher is None else work.teacher.apply
-    step = build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None)
     batch = _batch(work.batch, cfg["data"]["batch_size"], mesh)
     if work.weights is not None:  # one copy serves as teacher and as what is adapted
         frozen.setdefault("base", frozen["teacher"])
-    lowered = jax.jit(step, donate_argnums=0).lower(state, frozen, batch, _whole(key, mesh))
-    kept = {name: getattr(state, name) for name in ("params", "target", "ema", "opt_state")}
+    kept = {name: getattr(state, name) for name in STATE}
     names = build.average_names(cfg)
     if len(names) > 1:
         kept |= {"ema": None, **{f"ema {name}": kept["ema"][name] for name in names}}
     kept |= {name: frozen[name] for name in work.frozen}
     return Plan(
-        lowered,
+        work,
+        tx,
+        _step(cfg, work, tx),
+        _step({**cfg, "optimizer": {**cfg["optimizer"], "accumulate": 1}}, work, tx),
+        state,
+        frozen,
+        batch,
+        _whole(key, mesh),
+        mesh,
+        rule_set,
         work.parameters,
         {name: size for name, tree in {**kept, "batch": batch}.items() if (size := device_bytes(tree))},
-        float((lowered.cost_analysis() or {}).get("flops", np.nan)),
         cfg["data"]["batch_size"],
-        mesh.size,
+        cfg["optimizer"].get("accumulate", 1),
     )
 
 
-def _captioned(cfg: dict[str, Any]) -> _Work:
+def _step(cfg: dict[str, Any], work: Work, tx: Any) -> Step:
+    apply = None if work.teacher is None else work.teacher.apply
+    return build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None)
+
+
+def _captioned(cfg: dict[str, Any]) -> Work:
     parts = build.latent_parts(cfg, planning=True)
     spec, start = parts.spec, parts.start
     net = unet(spec.unet)
@@ -109,7 +168,7 @@ def _captioned(cfg: dict[str, Any]) -> _Work:
     if spec.pooled_width is not None:
         told["pooled"] = _floats(spec.pooled_width)
     sizes = {"time_ids": jax.ShapeDtypeStruct((6,), jnp.int32)} if spec.unet.added_width else {}
-    return _Work(
+    return Work(
         parts.objective,
         parts.trained,
         parts.teacher,
@@ -121,13 +180,13 @@ def _captioned(cfg: dict[str, Any]) -> _Work:
     )
 
 
-def _noise_levels(cfg: dict[str, Any]) -> _Work:
+def _noise_levels(cfg: dict[str, Any]) -> Work:
     objective, start = build.edm_parts(cfg, planning=True)
     spec, told = start.spec, build.noise_condition(start.spec)
     net, teacher, latent = network(spec, "network"), None, _floats(*spec.latent_shape)
     if start.teacher is not None:
         teacher = network(start.teacher.spec, "network")
-    return _Work(
+    return Work(
         objective,
         net,
         teacher,
@@ -153,7 +212,7 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _placed(tree: Any, rule_set: str, mesh: Mesh, dtype: str | None) -> Any:
+def _placed(tree: Any, rule_set: str | dict[str, str], mesh: Mesh, dtype: str | None) -> Any:
     cast = lambda leaf: leaf if dtype is None else jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
     tree = jax.tree.map(cast, tree)
     return rules.with_shardings(tree, rules.infer(tree, rule_set, mesh))

@@ -55,9 +55,9 @@ def test_options_are_read_as_json_where_they_are_json():
 
 
 def test_hyphens_in_names_of_flags_do_for_underscores():
-    wanted = {"--dry-run": "--dry_run", "--negative-prompt=a-b": "--negative_prompt=a-b", "a-b": "a-b", "--": "--"}
+    wanted = {"--size-ids": "--size_ids", "--negative-prompt=a-b": "--negative_prompt=a-b", "a-b": "a-b", "--": "--"}
     assert {given: entry.underscored(given) for given in wanted} == wanted
-    done = command("launch.train", "--config=configs/quickstart.py", "--dry-runs")
+    done = command("launch.train", "--config=configs/quickstart.py", "--run=r", "--dry-runs")
     assert done.returncode == 1 and "dry_runs" in done.stderr  # unknown, and named as it is spelt
     done = command("launch.sample", "--model=emoji-teacher", "--negative-prompt=a-b")
     assert done.stderr.startswith("error: nothing to draw")

@@ -11,8 +11,8 @@ from lcm_jax.diffusion.path import vp_path
 from lcm_jax.models.presets import UNETS
 from lcm_jax.models.unet import unet
 from lcm_jax.objectives import lcd
+from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.parallel.rules import infer
 from lcm_jax.parallel.transfer import place_batch, replicate
 from lcm_jax.train.optimizer import optimizer
 from lcm_jax.train.step import average, init_state, norm, train_step
@@ -169,11 +169,12 @@ def test_the_norm_is_over_all_leaves_together():
     assert norm({"a": jnp.full((2, 2), 2.0), "b": jnp.array([3.0])}) == pytest.approx(5.0)
 
 
-# Devices. Ten steps of latent consistency distillation of the tiny U-Net.
+# Devices. Four steps of latent consistency distillation of the tiny U-Net.
 
-STUDENT, TEACHER = unet(replace(UNETS["tiny"], w_width=8)), unet(UNETS["tiny"])
+SIZES = replace(UNETS["tiny"], channels=(32,), attention=(True,), depth=(1,), heads=(2,), norm_groups=8)
+STUDENT, TEACHER = unet(replace(SIZES, w_width=8)), unet(SIZES)
 LCD = lcd.build(vp_path(), "v", w_width=8)
-SLOW = optimizer("sgd", 0.01)  # a large step would amplify rounding tenfold in ten steps
+SLOW = optimizer("sgd", 0.01)  # a large step would amplify rounding with every step
 
 
 def latents(b=8):
@@ -182,14 +183,17 @@ def latents(b=8):
     return {"mean": draw(b, 4, 4, 4), "std": np.full((b, 4, 4, 4), 0.1, np.float32), "context": draw(b, 3, 16)}
 
 
-def distil(mesh, rules, steps=10):
-    """Losses and final parameters on a mesh, sharded by rules."""
+def distil(mesh, name, steps=4):
+    """Losses and final parameters on a mesh, every tree sharded by the rule set of that name."""
+    chosen = rules.by_tree(name, {})
     params = jax.jit(STUDENT.init)(jax.random.key(0))
     init = lambda p: init_state(p, SLOW, LCD)
-    shardings = infer(jax.eval_shape(init, params), rules, mesh)
+    shardings = rules.infer(jax.eval_shape(init, params), chosen, mesh)
     state = jax.jit(init, out_shardings=shardings)(params)
     constants = {"scale": jnp.ones(()), "uncond": {"context": jnp.zeros((3, 16))}}
-    frozen = replicate({"teacher": jax.jit(TEACHER.init)(jax.random.key(1)), "batch": constants}, mesh)
+    teacher = jax.jit(TEACHER.init)(jax.random.key(1))
+    teacher = jax.device_put(teacher, rules.infer(teacher, chosen["teacher"], mesh))
+    frozen = {"teacher": teacher, "batch": replicate(constants, mesh)}
     step = train_step(LCD, STUDENT.apply, TEACHER.apply, SLOW)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     losses = []
@@ -199,7 +203,8 @@ def distil(mesh, rules, steps=10):
         assert all(leaf.is_deleted() for leaf in before)
         losses.append(float(metrics["loss/mean"]))
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings))
-    return np.array(losses), jax.device_get(state.params)
+    split = lambda tree: sum(not s.is_fully_replicated for s in jax.tree.leaves(tree))
+    return np.array(losses), jax.device_get(state.params), (split(shardings.params), split(shardings.ema))
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +212,20 @@ def alone():
     return distil(make_mesh(devices=jax.devices()[:1]), "replicate")
 
 
-@pytest.mark.parametrize("rules, sizes", [("replicate", {"data": 8}), ("fsdp", {"data": 2, "fsdp": 4})])
-def test_eight_devices_do_what_one_does(alone, rules, sizes):
-    losses, params = distil(make_mesh(**sizes), rules)
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("replicate", {"data": 8}),
+        ("fsdp", {"data": 1, "fsdp": 8}),
+        ("zero", {"data": 4, "fsdp": 2}),
+        ("tensor", {"data": 4, "tensor": 2}),
+        ("fsdp_tensor", {"data": 2, "fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_eight_devices_do_what_one_does(alone, name, sizes, monkeypatch):
+    monkeypatch.setattr(rules, "SMALL", 2**9)  # so that attention of this size is split, too
+    losses, params, split = distil(make_mesh(**sizes), name)
+    assert [many > 20 for many in split] == [name not in ("replicate", "zero"), name != "replicate"]
     assert np.linalg.norm(losses - alone[0]) < 1e-5 * np.linalg.norm(alone[0])
     a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (params, alone[1]))
     start = jax.jit(STUDENT.init)(jax.random.key(0))

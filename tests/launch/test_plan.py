@@ -1,0 +1,156 @@
+"""Plans on topologies: against the run itself, against the compilers that are here, and by hand."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+
+from lcm_jax import build, plan_memory, plan_report, planning
+from lcm_jax.parallel import rules
+from lcm_jax.parallel.chips import CHIPS, Topology, compiles_for_tpu, topology
+from lcm_jax.parallel.collectives import Traffic
+from lcm_jax.parallel.mesh import make_mesh
+
+ROOT = Path(__file__).parents[2]
+LCD = {"name": "lcd", "w_min": 0.0, "w_max": 4.0, "w_width": tiny.W_WIDTH}
+SHARDED = {"data": 4, "fsdp": 2, "rules": "fsdp"}
+
+
+@pytest.fixture
+def config(data, first, monkeypatch):
+    """A run that has all its data, on as many devices as a test says; its tensors count as large enough to split."""
+    monkeypatch.setattr(build, "make_mesh", make_mesh)
+    monkeypatch.setattr(rules, "SMALL", 2**8)
+    model = {"start": str(first.teacher)}
+    return lambda o={"name": "diffusion"}, m=model, **changes: tiny.config(o, m, data.latents, **changes)  # noqa: B006
+
+
+def test_the_memory_foretold_is_what_the_compiler_says_of_the_run(config, tmp_path):
+    cfg = config(mesh=SHARDED)
+    found = plan_report.forecast(cfg, topology("cpu:8"), cache=tmp_path)
+    run = build.run(cfg)
+    state = run.init()
+    program = run.step.lower(state, run.frozen, run.place(next(run.loader)), run.key).compile()
+    stats, step = program.memory_analysis(), found.memory.programs["step"]
+    assert step.memory["arguments"] == stats.argument_size_in_bytes
+    assert step.memory["outputs"] == stats.output_size_in_bytes
+    assert step.memory["temporaries"] == stats.temp_size_in_bytes
+    assert found.memory.method == "whole" and found.memory.peak == step.total > found.plan.held
+    held = sum(shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards[:1])
+    assert sum(found.plan.bytes.get(name, 0) for name in planning.STATE) == held - 4  # apart from the step's number
+    assert {"all-gather", "all-reduce"} <= set(found.traffic) and found.measured
+    estimate = plan_memory.estimated(found.plan).peak
+    assert 0.5 < estimate / found.memory.peak < 2
+    again = plan_report.forecast(cfg, topology("cpu:8"), cache=tmp_path)
+    assert again.memory.programs["step"] == dataclasses.replace(step, cached=True)
+    assert again.memory.peak == found.memory.peak and "kept from before" in "\n".join(again.lines())
+
+
+def test_parts_are_compiled_apart(config, first, tmp_path):
+    cfg = config(LCD, {"teacher": str(first.teacher), "w_width": tiny.W_WIDTH})
+    found = plan_report.forecast(cfg, topology("cpu:1"), "parts", tmp_path)
+    memory, plan = found.memory, found.plan
+    assert set(memory.extra) == {"teacher forward", "target forward", "student gradient", "optimiser update"}
+    runs = {"teacher forward": 1, "target forward": 1, "student gradient": 1, "optimiser update": 1}
+    assert memory.runs == runs and memory.peak == plan.held + max(memory.extra.values())
+    assert memory.extra["student gradient"] > memory.extra["optimiser update"] >= plan.bytes["params"]  # gradients
+    assert 0.5 < plan_memory.estimated(plan).peak / memory.peak < 2
+    assert "part by part" in "\n".join(found.lines()) and found.traffic == {}
+
+
+def test_operations_of_accumulated_passes_are_all_counted(config):
+    one = planning.plan(config(), jax.devices()[:1])
+    four = planning.plan(config(optimizer={"name": "adamw", "rate": 1e-3, "accumulate": 4}), jax.devices()[:1])
+    assert four.flops == pytest.approx(one.flops, rel=1e-3)
+    # ... and they need less memory.
+    assert plan_memory.estimated(four).peak < plan_memory.estimated(one).peak
+
+
+def test_what_does_not_fit_says_what_helps(config):
+    cfg = config()
+    plan = planning.plan(cfg, jax.devices())
+    peak = plan_memory.estimated(plan).peak
+    small = dataclasses.replace(CHIPS["H100"], memory=int(0.7 * peak))
+    found = plan_report.forecast(cfg, Topology("gpu:8xsmall", small, (8,)))
+    assert found.fits is False and found.memory.method == "none"
+    zero = found.others["config.mesh.rules=zero"]
+    assert zero == (plan.held_under(rules.by_tree("zero", {})), zero[1]) and zero[0] < plan.held and zero[1] < peak
+    assert found.others["all of these"][1] < zero[1]
+    assert list(found.others)[1] == "config.mesh.rules=fsdp, data=1, fsdp=-1"
+    text = "\n".join(found.lines())
+    assert "does not fit: needs" in text and "with config.mesh.rules=zero" in text and "estimated" in text
+    roomy = plan_report.forecast(cfg, topology("gpu:8xH100"))
+    assert roomy.fits and roomy.verdict()[0].startswith("fits: ") and roomy.others == {}
+    assert roomy.times.step == max(dataclasses.asdict(roomy.times).values())
+
+
+def test_a_plan_is_kept_with_versions_and_date(config):
+    found = plan_report.forecast(config(mesh=SHARDED), topology("gpu:8xA100"))
+    record = json.loads(json.dumps(found.record()))
+    assert record["made_on"]["versions"]["jax"] == jax.__version__ and record["made_on"]["date"].startswith("20")
+    assert record["chip"]["source"] and record["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert record["peak"] == found.memory.peak > record["held"] > 0
+    # Weights in two halves: each is gathered on the way forward and back, gradients are scattered.
+    halves = 4 * sum(leaf.size for leaf in jax.tree.leaves(found.plan.state.params) if len(leaf.sharding.spec))
+    assert found.traffic["reduce-scatter"].bytes == halves and found.traffic["reduce-scatter"].sent == halves // 2
+    assert found.traffic["all-gather"].bytes == 2 * halves
+
+
+def test_the_roofline_is_the_slowest_of_three():
+    times = plan_report.roofline(CHIPS["v5e"], 197e12, 819e9 / 2, 200e9 / 4)
+    assert (times.compute, times.memory, times.links) == (1.0, 0.5, 0.25)
+    assert (times.step, times.bound) == (1.0, "compute")
+    times = plan_report.roofline(CHIPS["H100"], 989e12, 3350e9 * 3, 450e9 * 2)
+    assert (times.step, times.bound) == (pytest.approx(3.0), "memory")
+    assert plan_report.roofline(CHIPS["cpu"], 1e12, 1e9, 0.0).step is None
+
+
+def test_the_traffic_of_parts_counts_every_run():
+    gathers = {"all-gather": Traffic(1, 2, 3)}
+    part = plan_memory.Compiled(1.0, {"temporaries": 5, "aliased": 0}, None, 1.0, 10.0, gathers)
+    memory = plan_memory.Memory("parts", 5, None, {"a": part, "b": part}, {"a": 2, "b": 1})
+    assert memory.traffic == {"all-gather": Traffic(3, 6, 9)} and memory.accessed == 30.0
+
+
+@pytest.mark.skipif(not compiles_for_tpu(), reason="libtpu, the compiler of TPUs, is not installed")
+def test_a_step_is_compiled_for_tpus_where_there_are_none(config, monkeypatch):
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    cfg = config(mesh={"data": 1, "fsdp": -1, "rules": "fsdp"})
+    found = plan_report.forecast(cfg, topology("v5e:2x2"), "whole")
+    assert found.plan.mesh.devices.flat[0].platform == "tpu" and found.on.count == 4
+    assert found.memory.peak > found.plan.held and found.fits and found.measured
+    assert {"all-gather"} <= set(found.traffic) and found.times.step > 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--topology=v7:2x2",), "--topology 'v7:2x2' is not known; write one like v5e:16x16"),
+        (("--topology=gpu:8xH100", "--compile=whole"), "--compile whole: no compiler for gpu:8xH100 is here"),
+        (("--topology=gpu:3xH100",), "batch_size 32 does not divide over 3 devices"),
+    ],
+)
+def test_wrong_flags_of_a_plan_are_one_line(flags, message):
+    done = command("--config=configs/emoji_lcd.py", *flags)
+    assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_command_plans_a_config_without_its_data(tmp_path):
+    kept = tmp_path / "plan.json"
+    done = command("--config=configs/emoji_edm.py", "--topology=gpu:8xH100", f"--json={kept}")
+    assert done.returncode == 0, done.stderr
+    assert "fits: " in done.stdout and "GFLOP a sample" in done.stdout
+    assert json.loads(kept.read_text())["topology"]["name"] == "gpu:8xH100"
+
+
+def command(*flags):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    call = [sys.executable, "-m", "launch.plan", *flags]
+    return subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True)
