@@ -20,13 +20,12 @@ from lcm_jax import build, captions, encoding, joining, run_folder
 from lcm_jax.data.loader import Loader
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.agreement import on_all
-from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.train.checkpoint import Checkpointer
 from lcm_jax.train.loop import NonFiniteLoss
 from lcm_jax.train.metrics import read
 
 ROOT = Path(__file__).parents[2]
-SPLIT = ((".*", partial(rules.fully_sharded, small=2)),)  # fsdp of networks this small, too
+SPLIT = ((".*", partial(rules.fully_sharded, small=500)),)  # parts of networks as small as these
 WHOLE, STOPPED = 7, 5  # steps of the undisturbed run; after which the signalled one stands
 CLUSTER = ("-m", "launch.local_cluster", "--processes", "2")
 
@@ -55,19 +54,19 @@ def work(root: Path) -> None:
         second = jax.process_index() == 1
         found = {"devices": jax.device_count(), "local": jax.local_device_count()}
         config = json.loads((root / "lcd.json").read_text())
-        run = build.run({**config, "steps": 50})
+        run = build.run({**config, "steps": 50, "mesh": {"rules": "fsdp", "data": 2, "fsdp": 4}})
         kept = Recorded(run.loader, ends=STOPPED - 2 if second else None)
         state = run_folder.train(replace(run, loader=kept), root / "stopped", progress=False)
         found |= {"stopped": int(state.step), "index": kept.index}
 
-        bad = Recorded(build.run(config).loader, poison=2 if second else None)
+        bad = Recorded(build.run(run.config).loader, poison=2 if second else None)
         try:
             run_folder.train(replace(run, loader=bad), root / "poisoned", progress=False)
         except NonFiniteLoss as error:
             found |= {"poisoned": str(error), "bad": bad.index}
 
-        run = build.run({**config, "steps": WHOLE, "mesh": {"rules": "fsdp", "data": 1, "fsdp": 8}})
-        state = run_folder.train(run, root / "resumed", progress=False)
+        again = replace(run, loader=build.run(run.config).loader, config={**run.config, "steps": WHOLE})
+        state = run_folder.train(again, root / "resumed", progress=False)
         leaves = jax.tree.leaves(state.params)
         found |= {"split": sum(not leaf.is_fully_replicated for leaf in leaves), "leaves": len(leaves)}
         (root / f"{jax.process_index()}.json").write_text(json.dumps(found))
@@ -154,7 +153,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_with_one_checkpo
     assert [said["stopped"] for said in two.said] == [STOPPED, STOPPED]
     assert steps(two.root / "stopped") == [STOPPED]
     assert "SIGTERM: finishing the step and saving" in two.done.stderr
-    assert f"[0] stopped by a signal to another process after step {STOPPED} of 50" in two.done.stderr
+    assert f"stopped by a signal to another process after step {STOPPED} of 50" in two.done.stderr
 
 
 def test_two_processes_do_what_one_device_does(two, alone):
@@ -172,7 +171,7 @@ def test_one_process_goes_on_where_two_stopped(two, alone, lcd):
     assert close(trained(two.root / "stopped"), trained(alone.run))
 
 
-def test_two_processes_go_on_where_one_stopped_in_parts_of_the_weights(two, alone):
+def test_two_processes_go_on_where_one_stopped(two, alone):
     assert two.said[0]["split"] > 10
     assert close(losses(two.root / "resumed"), losses(alone.run))
     assert close(trained(two.root / "resumed"), trained(alone.run))
@@ -192,16 +191,6 @@ def test_a_loss_that_is_not_finite_stops_both_and_leaves_a_record_of_the_whole_b
 def test_where_one_process_fails_alone_all_end(two):
     assert two.done.returncode == 1
     assert "[1] RuntimeError: the second process alone fails" in two.done.stderr
-
-
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 1, "fsdp": 8, "rules": "fsdp"}])
-def test_eight_devices_of_one_process_do_what_one_does(mesh, lcd, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "make_mesh", make_mesh)
-    monkeypatch.setitem(rules.RULES, "fsdp", SPLIT)
-    config = {**lcd, "steps": STOPPED, "mesh": mesh, "loop": {"log_steps": 1}}
-    run_folder.train(build.run(config), tmp_path, progress=False)
-    assert close(losses(tmp_path), losses(alone.run)[:STOPPED])
-    assert close(trained(tmp_path), trained(alone.run, STOPPED))
 
 
 def test_coupling_pairs_the_global_batch_of_two_processes(data, tmp_path):
