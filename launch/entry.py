@@ -42,7 +42,8 @@ def underscored(argument: str) -> str:
 
 def guarded(main: Callable[[], None]) -> None:
     """main() with errors as one line."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for name in ("absl", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         main()
     except WRONG_INPUT as error:
