@@ -61,6 +61,7 @@ def work(root: Path) -> None:
         z0, eps = drawn(own_rows(mesh, 16))
         coupled, metrics = jax.jit(coupling.OptimalTransport())(*place_batch({"z0": z0, "eps": eps}, mesh).values())
         found |= {"coupled": fetch(coupled).tolist(), "gain": float(metrics["transport_gain/mean"])}
+        found["whole"] = [arrives(mesh) for mesh in meshes()]
 
         config = json.loads((root / "lcd.json").read_text())
         run = build.run({**config, "steps": 50, "mesh": {"rules": "fsdp", "data": 2, "fsdp": 4}})
@@ -84,6 +85,23 @@ def work(root: Path) -> None:
         if on_all(True) and second:
             raise RuntimeError("the second process alone fails")
         on_all(True)  # the first waits for what never comes
+
+
+def meshes():
+    """Devices in order, as neighbours that share samples across the processes, and interleaved."""
+    devices = jax.devices()
+    yield make_mesh(8)
+    yield make_mesh(2, 1, 4)
+    yield make_mesh(1, 1, 8)
+    yield make_mesh(4, 2, 1, devices=devices[::2] + devices[1::2])
+    yield make_mesh(4, 1, 2, devices=[devices[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)])
+
+
+def arrives(mesh) -> int:
+    """How many of 16 rows this process reads for a mesh on which they arrive whole and in order, else 0."""
+    rows = own_rows(mesh, 16)
+    batch = np.arange(16 * 3, dtype=np.float32).reshape(16, 3)
+    return len(rows) * bool((fetch(place_batch({"x": batch[rows]}, mesh)["x"]) == batch).all())
 
 
 def drawn(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,6 +182,7 @@ def test_two_processes_see_each_others_devices_and_read_one_batch(two, alone):
     assert [(said["devices"], said["local"]) for said in two.said] == [(8, 4), (8, 4)]
     batches = [a + b for a, b in zip(two.said[0]["index"], two.said[1]["index"], strict=True)]
     assert batches == alone.index[:STOPPED]
+    assert two.said[0]["whole"] == two.said[1]["whole"] == [8, 8, 16, 8, 16]
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step_with_one_checkpoint(two):
