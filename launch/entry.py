@@ -24,6 +24,15 @@ def run(main: Callable[[], None]) -> None:
     app.run(lambda argv: guarded(main), flags_parser=parse)
 
 
+def run_around(main: Callable[[list[str]], None]) -> None:
+    """run() for a command about another command: main() gets the words after --."""
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    command, sys.argv = sys.argv[at + 1 :], sys.argv[:at]
+    if not command and not {"--help", "--helpshort", "--helpfull", "-h"} & set(sys.argv):
+        stop("nothing to run: give a command after --, such as -- python -m launch.train --config ... --run ...")
+    run(lambda: main(command))
+
+
 def parse(argv: list[str]) -> list[str]:
     """absl's parser with one-line errors; nothing may stand on the command line but flags, --size-ids as --size_ids."""
     try:
@@ -43,7 +52,8 @@ def underscored(argument: str) -> str:
 
 def guarded(main: Callable[[], None]) -> None:
     """main() with errors as one line."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for name in ("absl", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         main()
     except WRONG_INPUT as error:

@@ -27,8 +27,6 @@ GRACE = 5.0  # seconds between the end of one that failed and that of the others
 
 
 def main(command: list[str]) -> None:
-    if not command:
-        entry.stop("nothing to run: give a command after --")
     port = PORT.value or free_port()
     own = [variables(index, PROCESSES.value, DEVICES.value, port) for index in range(PROCESSES.value)]
     if PRINT.value:
@@ -115,6 +113,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    rest, sys.argv = sys.argv[at + 1 :], sys.argv[:at]
-    entry.run(lambda: main(rest))
+    entry.run_around(main)

@@ -3,8 +3,12 @@
     python -m launch.train --config configs/emoji_lcd.py --run runs/lcd [--config.steps=500 ...]
 
 As one process, or as one of several: --coordinator host:port --process_id I --process_count N, or as Slurm, Open MPI,
-Cloud TPU, launch.gke and launch.local_cluster set them.
+Cloud TPU, launch.gke and launch.local_cluster set them. A run that a signal stopped before its last step exits with
+LCM_JAX_STOPPED_STATUS (0), by which a scheduler may know that it is to be started again.
 """
+
+import os
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -25,7 +29,10 @@ def main() -> None:
     with several.joined():
         from lcm_jax import build, run_folder
 
-        run_folder.train(build.run(CONFIG.value), RUN.value, profile=recorded(PROFILE.value))
+        state = run_folder.train(build.run(CONFIG.value), RUN.value, profile=recorded(PROFILE.value))
+        stopped = int(state.step) < CONFIG.value.steps
+    if stopped:
+        sys.exit(int(os.environ.get("LCM_JAX_STOPPED_STATUS", 0)))
 
 
 def recorded(steps: str | None) -> tuple[int, int] | None:

@@ -103,6 +103,9 @@ def connect(coordinator: str | None, index: int | None, count: int | None, timeo
         os._exit(1)
 
     jax.config.update("jax_enable_preemption_service", False)  # the loop hears SIGTERM, and stops all
+    if jax.config.jax_platforms == "cpu":
+        # On CPUs only process 0 finds what was compiled before, and Gloo waits 30 s for the others to compile it.
+        jax.config.update("jax_enable_compilation_cache", False)
     patience = threading.Timer(timeout, give_up)
     patience.daemon = True
     patience.start()

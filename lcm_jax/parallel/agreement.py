@@ -19,14 +19,15 @@ class Wish:
     def __init__(self, late: int):
         self._late = late
         self._asked: deque[jax.Array] = deque()
-        self._sharding = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec("all"))
-        self._any = jax.jit(lambda wishes: wishes.any(), out_shardings=self._sharding.update(spec=PartitionSpec()))
+        each = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec("all"))
+        own = lambda mine: np.full(jax.local_device_count(), mine)
+        self._said = {mine: jax.make_array_from_process_local_data(each, own(mine)) for mine in (False, True)}
+        self._any = jax.jit(lambda wishes: wishes.any(), out_shardings=each.update(spec=PartitionSpec()))
 
     def __call__(self, mine: bool) -> bool:
         if jax.process_count() == 1:
             return mine
-        own = np.full(jax.local_device_count(), mine)
-        self._asked.append(self._any(jax.make_array_from_process_local_data(self._sharding, own)))
+        self._asked.append(self._any(self._said[mine]))
         return len(self._asked) > self._late and bool(self._asked.popleft())
 
 
