@@ -77,7 +77,7 @@ def stream(
     if batch_size > size:
         raise ValueError(f"batch size {batch_size} is larger than the set of {size} {each}; make it smaller")
     if own is not None and not (len(own) and 0 <= min(own) and max(own) < batch_size):
-        raise ValueError(f"positions {list(own)} are not all within a batch of {batch_size}")
+        raise ValueError(f"positions {own.tolist()} are not all within a batch of {batch_size}")
 
     # The order is a stream of indices; a process loads only its rows of each global batch. Batches run
     # across epoch borders, so every epoch visits everything once and only the very end is dropped.
@@ -87,7 +87,7 @@ def stream(
     order = order.repeat(num_epochs)
     if members is not None:  # after repeat, so that each visit draws anew
         order = order.random_map(lambda group, rng: rng.choice(members[group]), seed=seed)
-    mine = slice(None) if own is None else np.asarray(own)
+    mine = slice(None) if own is None else own
     batches = order.batch(batch_size, drop_remainder=True).map(
         lambda positions: rows.batch(np.asarray(positions)[mine])
     )

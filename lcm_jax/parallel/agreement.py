@@ -33,7 +33,7 @@ class Wish:
 
 def on_all(mine: bool) -> bool:
     """Whether every process says yes; all must call it."""
-    return mine if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(mine))))
+    return mine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(mine)).all())
 
 
 def the_same(mine: Any) -> bool:

@@ -59,10 +59,7 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         size = value.shape[0] // own
         shape = (size * parts, *value.shape[1:])
         first = {start: i * size for i, start in enumerate(own_starts(mesh, shape[0]))}
-
-        def part(index: tuple[slice, ...], value: np.ndarray = value, first: dict = first, size: int = size):
-            return value[(at := first[index[0].start or 0]) : at + size]
-
+        part = lambda index, value=value, first=first, size=size: value[(at := first[index[0].start or 0]) : at + size]
         placed[name] = jax.make_array_from_callback(shape, sharding, part)
     return placed
 

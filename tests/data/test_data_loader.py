@@ -74,7 +74,7 @@ def test_an_epoch_may_visit_every_group_once_by_a_random_member(make):
     assert all({loader.row(i).group for i in epoch} == groups for epoch in epochs)
     # Each member of a group of two is missed 55 times in a row less often than once in 10^16 runs.
     assert set(index.tolist()) == set(loader.rows.chosen.tolist())
-    parts = [take(make_loader(folder, "train", 4, each="groups", own=own), 5) for own in ([0, 1], [2, 3])]
+    parts = [take(make_loader(folder, "train", 4, each="groups", own=own), 5) for own in np.arange(4).reshape(2, 2)]
     assert np.concatenate([b["index"] for pair in zip(*parts, strict=True) for b in pair]).tolist() == (
         index[:20].tolist()
     )
@@ -137,8 +137,8 @@ def test_errors_before_the_first_batch(make, tmp_path):
         ({"batch_size": 64}, ValueError, f"64 is larger than the set of {n}"),
         ({"each": "groups", "batch_size": 24}, ValueError, "24 is larger than the set of [0-9]+ groups"),
         ({"each": "group"}, ValueError, "each of the 'group'; choose from examples, groups"),
-        ({"own": [7, 8]}, ValueError, r"positions \[7, 8\] are not all within a batch of 8"),
-        ({"own": []}, ValueError, r"positions \[\] are not all within"),
+        ({"own": np.array([7, 8])}, ValueError, r"positions \[7, 8\] are not all within a batch of 8"),
+        ({"own": np.array([])}, ValueError, r"positions \[\] are not all within"),
         ({"tag": "blue"}, ValueError, "empty.*'blue'.*tags: even, odd"),
         ({"split": "test"}, ValueError, "empty.*'test'.*heldout"),
     ]:
