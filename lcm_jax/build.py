@@ -363,7 +363,13 @@ def mesh_of(cfg: Mapping[str, Any], devices: Sequence[jax.Device] | None = None)
     known(others, ("default", *rules.TREES), "config.mesh.rules")
     rule_set = rules.by_tree(others.pop("default", "replicate"), others)
     given = {} if devices is None else {"devices": devices}
-    return call(make_mesh, "config.mesh", **settings, **given), rule_set
+    mesh = call(make_mesh, "config.mesh", **settings, **given)
+    if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] > 1:
+        raise ValueError(
+            f"config.mesh has fsdp={mesh.shape['fsdp']} and tensor={mesh.shape['tensor']}: with weights over both, XLA "
+            "(jax 0.10.2) computes wrong gradients without a word; set one of them to 1 and give the rest to data"
+        )
+    return mesh, rule_set
 
 
 def warn_of_whole(state: State, rule_set: Mapping[str, str], mesh: Mesh) -> None:

@@ -218,13 +218,10 @@ def what_helps(config: Any, plan: Plan, on: Topology) -> dict[str, tuple[int, in
     """Changes of a config that lower the estimated peak: (bytes that stay, peak) of each."""
     cfg, devices = build.plain(config), list(plan.mesh.devices.flat)
     split = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    tensor = plan.mesh.shape["tensor"]
     deep = cfg["model"].get("remat")
     changes: dict[str, dict[str, dict[str, Any]]] = {
         "config.mesh.rules=zero": {"mesh": {"rules": "zero"}},
-        f"config.mesh.rules={'fsdp_tensor' if tensor > 1 else 'fsdp'}, data=1, fsdp=-1": {
-            "mesh": {"rules": "fsdp_tensor" if tensor > 1 else "fsdp", "data": 1, "fsdp": -1}
-        },
+        "config.mesh.rules=fsdp, data=1, fsdp=-1": {"mesh": {"rules": "fsdp", "data": 1, "fsdp": -1, "tensor": 1}},
     }
     if deep in (None, False, "none"):
         kind = "block" if build.takes(cfg["objective"]["name"], "kind") else True

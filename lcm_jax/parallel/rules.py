@@ -38,6 +38,7 @@ RULES: dict[str, Rules] = {
         (NARROWS, ((INPUTS, "tensor"),)),
         (".*", ((OUTPUTS, "tensor"),)),
     ),
+    # Not yet for training where both axes have several devices: see spec_of.
     "fsdp_tensor": (
         (NARROWS, ((INPUTS, "tensor"), (LARGEST, "fsdp"))),  # of the dims before the inputs, or the inputs again
         (".*", ((OUTPUTS, "tensor"), (LARGEST, "fsdp"))),
@@ -76,8 +77,8 @@ def path_of(key_path: tuple[Any, ...]) -> str:
 def spec_of(shape: tuple[int, ...], splits: Sequence[Split], mesh: Mesh) -> PartitionSpec:
     """Where the splits put a tensor of that shape.
 
-    A second split is of a dim before the first's, or of the same one again. The other order, inputs over tensor and
-    outputs over fsdp, XLA (jax 0.10.2) takes apart wrongly where the batch is over fsdp, too: results differ, silently.
+    A second split is of a dim before the first's, or of the same one again: with inputs over tensor and outputs over
+    fsdp XLA (jax 0.10.2) computes other outputs, silently. Gradients are wrong in either order: build.mesh_of refuses.
     """
     found: list[tuple[str, ...]] = [()] * len(shape)
     for dim, axes in splits if math.prod(shape) >= SMALL else ():

@@ -219,7 +219,11 @@ def alone():
         ("fsdp", {"data": 1, "fsdp": 8}),
         ("zero", {"data": 4, "fsdp": 2}),
         ("tensor", {"data": 4, "tensor": 2}),
-        ("fsdp_tensor", {"data": 2, "fsdp": 2, "tensor": 2}),
+        pytest.param(
+            "fsdp_tensor",
+            {"data": 2, "fsdp": 2, "tensor": 2},
+            marks=pytest.mark.xfail(strict=True, reason="XLA's gradients are wrong; build.mesh_of refuses such a mesh"),
+        ),
     ],
 )
 def test_eight_devices_do_what_one_does(alone, name, sizes, monkeypatch):
