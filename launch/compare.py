@@ -27,7 +27,7 @@ def main() -> None:
     from lcm_jax import run_folder
     from lcm_jax.assess import comparison
 
-    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, entry.weights(WEIGHTS, EMA))
+    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, entry.weights(WEIGHTS, EMA, CHECKPOINT))
     teacher = run_folder.pipeline(TEACHER.value)
     prompts = PROMPT.value or comparison.default_prompts(READER.value)
     print(comparison.compare(student, teacher, prompts, OUT.value, W.value, TEACHER_W.value, SEED.value))

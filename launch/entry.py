@@ -75,10 +75,12 @@ def stop(message: str) -> None:
     sys.exit("error: " + " ".join(message.split()))
 
 
-def weights(weights: Any, ema: Any) -> str:
+def weights(weights: Any, ema: Any, checkpoint: Any) -> str:
     """Which weights of a run the flags --weights and --ema name together."""
     if ema.value is None:
         return weights.value
+    if checkpoint.value is None:
+        stop("--ema chooses among the averages of --checkpoint; a model folder has one set of weights")
     if weights.value != "ema":
         stop(f"--ema chooses among averages, --weights {weights.value} is none: leave one of them out")
     return f"ema/{ema.value}"

@@ -88,7 +88,7 @@ def captioned(step: int | None, out: Path) -> None:
         limit=LIMIT.value,
         resamples=RESAMPLES.value,
     )
-    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA))
+    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA, CHECKPOINT))
     student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)
@@ -119,7 +119,7 @@ def from_noise(step: int | None, out: Path) -> None:
     from lcm_jax.assess import evaluation_set, feature_networks, noise_evaluation
     from lcm_jax.machine import machine
 
-    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA))
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA, CHECKPOINT))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, _ = evaluation_set.open_folder(DATA.value, READER.value, moved, pipe.spec)
     given = {name: numbers(name, int, LISTS[name][1].value) for name in ("steps", "seeds") if LISTS[name][1].value}

@@ -61,7 +61,7 @@ def main() -> None:
         entry.stop("--w and --guidance exclude each other: guidance is w + 1")
     if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):
         entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a model folder has one set")
-    weights = entry.weights(WEIGHTS, EMA)
+    weights = entry.weights(WEIGHTS, EMA, CHECKPOINT)
     if not takes_captions():
         return from_noise(weights)
     if SIGMAS.present:

@@ -213,17 +213,12 @@ def alone():
 
 
 @pytest.mark.parametrize(
-    "name, sizes",
+    "name, sizes",  # fsdp and tensor together are refused by build.mesh_of: XLA gets their gradients wrong
     [
         ("replicate", {"data": 8}),
         ("fsdp", {"data": 1, "fsdp": 8}),
         ("zero", {"data": 4, "fsdp": 2}),
         ("tensor", {"data": 4, "tensor": 2}),
-        pytest.param(
-            "fsdp_tensor",
-            {"data": 2, "fsdp": 2, "tensor": 2},
-            marks=pytest.mark.xfail(strict=True, reason="XLA's gradients are wrong; build.mesh_of refuses such a mesh"),
-        ),
     ],
 )
 def test_eight_devices_do_what_one_does(alone, name, sizes, monkeypatch):
