@@ -44,7 +44,8 @@ def main() -> None:
     if CHECKPOINT.value is not None and not run_folder.is_run(CHECKPOINT.value):
         entry.stop(f"{CHECKPOINT.value} holds no run: give a --run folder of launch.train, or a model as --model")
     given = CHECKPOINT.value or MODEL.value
-    which = {"weights": entry.weights(WEIGHTS, EMA, CHECKPOINT), "step": STEP.value, "variant": VARIANT.value, "w": W.value}
+    weights = entry.weights(WEIGHTS, EMA, CHECKPOINT)
+    which = {"weights": weights, "step": STEP.value, "variant": VARIANT.value, "w": W.value}
     how = {"overwrite": OVERWRITE.value, "msgpack": MSGPACK.value}
     out = exporting.export(given, OUT.value, FORMAT.value, DTYPE.value, **which, **how)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
