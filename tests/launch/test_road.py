@@ -10,11 +10,13 @@ import tiny
 from PIL import Image
 
 from lcm_jax import build, drawing, encoding, run_folder
+from lcm_jax.assess import run_report
 from lcm_jax.data import manifest
 from lcm_jax.evaluate import grid
 from lcm_jax.models import flax_file
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.sampling.few_step import lcm_times
+from lcm_jax.train import lives
 from lcm_jax.weights import folder
 
 
@@ -82,6 +84,15 @@ def test_a_run_and_its_export_draw_the_same_and_files_remember_how(road, tmp_pat
     assert stored["step"] == 3 and stored["weights"] == "ema" and stored["model"] == str(road.lcd.run)
     assert {"lcm_jax", "jax"} <= stored["versions"].keys() and stored["evaluations"] == 4
     assert grid.settings(path)["prompts"] == ["a red disc", "a blue bar"] and made["w"] == 2.0
+
+
+def test_a_run_gives_an_account_of_itself(road, tmp_path):
+    text = run_report.report(road.lcd.run, out=tmp_path / "page.html").read_text()
+    for said in ("lcd, step 3 of 3", "goodput", "waiting for the device", f"{jax.device_count()} x", "objective.w_max", "loss/mean"):
+        assert said in text, said
+    assert text.count("data:image/png") == 1 and "<svg" in text  # the grid of the last step
+    (life,) = lives.read(road.lcd.run)
+    assert life["step"] == 0 and life["processes"] == 1 and life["machine"]["versions"]["jax"] == jax.__version__
 
 
 def test_weights_and_steps_of_a_run_can_be_chosen(road):
