@@ -7,21 +7,33 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from lcm_jax import planning
 from lcm_jax.assess import evaluation
 from lcm_jax.assess.run_record import RunRecord, run_record
 from lcm_jax.evaluate import page
 from lcm_jax.evaluate.curves import curves
+from lcm_jax.parallel.chips import of_kind
 
 FILE = "report.html"
 EARLIER = 6  # grids that are shown beside the newest
 
 
-def report(where: str | Path, evaluations: Sequence[str | Path] = (), out: str | Path | None = None) -> Path:
+def report(
+    where: str | Path,
+    evaluations: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    operations: bool = False,
+) -> Path:
     """Writes the page of a run, with the scores in the folders `evaluations`; the run's report.html by default.
 
-    Raises FileNotFoundError where there is no run, or an evaluation without a table.
+    With `operations` those of a step are counted, which traces it, and set against the time it took and, where the
+    device's rate is published, against that (MFU). Raises FileNotFoundError where there is no run, or an evaluation
+    without a table.
     """
     record = run_record(where)
+    counted = arithmetic(record, planning.plan(record.config, jax.devices()[:1]).flops) if operations else {}
     scores = "".join(map(scored, map(Path, evaluations)))
     planned = record.config["steps"]
     below = f"{record.config['objective']['name']}, step {record.step:,} of {planned:,}"
@@ -30,7 +42,7 @@ def report(where: str | Path, evaluations: Sequence[str | Path] = (), out: str |
     starts = [life["step"] for life in record.lives[1:]]
     drawn = curves(record.rows, starts) if record.rows else "<p>Nothing was written yet.</p>"
     sections = {
-        "Course": page.facts(course(record)),
+        "Course": page.facts(course(record) | counted),
         "Samples": samples(record),
         "Scores": scores,
         "Curves": drawn,
@@ -69,6 +81,21 @@ def course(record: RunRecord) -> dict[str, str]:
             found[what] = spent(seconds)
     if record.lives:
         found["lives"] = str(len(record.lives))
+    return found
+
+
+def arithmetic(record: RunRecord, flops: float) -> dict[str, str]:
+    """Operations of a step, as many as were made a second and, of a known chip, their share of its rate (bfloat16)."""
+    found = {"operations a step": f"{flops / 1e12:.4g} TFLOP"}
+    rate = record.median("images/s")
+    if rate is None:
+        return found
+    achieved = flops * rate / record.config["data"]["batch_size"]
+    found["operations a second"] = f"{achieved / 1e12:.3g} TFLOP/s"
+    device = record.lives[-1].get("machine", {}).get("device") if record.lives else None
+    chip = of_kind(device["kind"]) if device else None
+    if chip is not None:
+        found[f"MFU, {device['count']} x {chip.name}"] = f"{100 * achieved / (chip.flops * device['count']):.1f} %"
     return found
 
 

@@ -41,7 +41,14 @@ CHIPS = {
         Chip("cpu", "cpu"),
     )
 }
+TPUS = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v5": "v5p", "v6 lite": "v6e", "v6e": "v6e"}  # as jax calls them
 EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:4x4, gpu:8xH100, cpu:8"
+
+
+def of_kind(kind: str) -> Chip | None:
+    """The chip that jax calls by that device_kind ("TPU v5 lite", "NVIDIA H100 80GB HBM3"); None if it is not known."""
+    gpus = (name for name, chip in CHIPS.items() if chip.platform == "gpu" and f" {name}" in kind.replace("-", " "))
+    return CHIPS.get(TPUS.get(kind.removeprefix("TPU ")) or next(gpus, ""))
 
 
 @dataclass(frozen=True)

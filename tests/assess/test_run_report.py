@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from lcm_jax.assess.run_record import run_record
-from lcm_jax.assess.run_report import report, spent
+from lcm_jax.assess.run_report import arithmetic, report, spent
 from lcm_jax.evaluate import page
 from lcm_jax.evaluate.curves import curves
+from lcm_jax.parallel.chips import of_kind
 from lcm_jax.train import lives
 
 ALONE = ("meta", "img")  # elements without an end
@@ -91,6 +92,16 @@ def test_the_page_stands_alone_and_says_what_there_is(run, tmp_path):
     for said in ("a <run>", "step 200 of 400", "objective.w_max", "a & b", *numbers):
         assert said in seen.text, said
     assert path.read_text().count("data:image/png") == 1 + 4  # the newest grid and every second before it
+
+
+def test_operations_are_set_against_the_chip(run):
+    record = run_record(run)
+    found = arithmetic(record, 4e12)  # 8 images a step, 80 a second
+    assert found == {"operations a step": "4 TFLOP", "operations a second": "40 TFLOP/s"}
+    record.lives[-1]["machine"] = {"device": {"kind": "TPU v5 lite", "count": 2}}
+    assert arithmetic(record, 4e12)["MFU, 2 x v5e"] == "10.2 %"
+    kinds = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200", "NVIDIA A100-SXM4-80GB": "A100", "TPU v5": "v5p"}
+    assert {kind: of_kind(kind).name for kind in kinds} == kinds and of_kind("cpu") is None
 
 
 def test_a_run_that_has_only_begun_has_a_page(run):

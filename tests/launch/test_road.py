@@ -88,7 +88,8 @@ def test_a_run_and_its_export_draw_the_same_and_files_remember_how(road, tmp_pat
 
 def test_a_run_gives_an_account_of_itself(road, tmp_path):
     text = run_report.report(road.lcd.run, out=tmp_path / "page.html").read_text()
-    for said in ("lcd, step 3 of 3", "goodput", "waiting for the device", f"{jax.device_count()} x", "objective.w_max", "loss/mean"):
+    where = f"{jax.device_count()} x"
+    for said in ("lcd, step 3 of 3", "goodput", "waiting for the device", where, "objective.w_max", "loss/mean"):
         assert said in text, said
     assert text.count("data:image/png") == 1 and "<svg" in text  # the grid of the last step
     (life,) = lives.read(road.lcd.run)
