@@ -326,7 +326,7 @@ def assemble(
     """
     mesh, rule_set = mesh_of(cfg)
     tx = optimizer_of(cfg)
-    step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare)
+    step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare, rules.gatherer(rule_set, mesh))
     make = first_state(cfg, net, tx, objective)
     key = jax.random.key(cfg["seed"])
     shapes = jax.eval_shape(make, key, None)  # the same with first weights and without
@@ -363,13 +363,7 @@ def mesh_of(cfg: Mapping[str, Any], devices: Sequence[jax.Device] | None = None)
     known(others, ("default", *rules.TREES), "config.mesh.rules")
     rule_set = rules.by_tree(others.pop("default", "replicate"), others)
     given = {} if devices is None else {"devices": devices}
-    mesh = call(make_mesh, "config.mesh", **settings, **given)
-    if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] > 1:
-        raise ValueError(
-            f"config.mesh has fsdp={mesh.shape['fsdp']} and tensor={mesh.shape['tensor']}: with weights over both, XLA "
-            "(jax 0.10.2) computes wrong gradients without a word; set one of them to 1 and give the rest to data"
-        )
-    return mesh, rule_set
+    return call(make_mesh, "config.mesh", **settings, **given), rule_set
 
 
 def warn_of_whole(state: State, rule_set: Mapping[str, str], mesh: Mesh) -> None:
@@ -412,6 +406,7 @@ def step_of(
     tx: Any,
     weights: Callable[[Params, Any], Params] | None,
     prepare: Callable[[Any, Any], Any] | None,
+    gather: Callable[[str, Params], Params] | None,
 ) -> Step:
     """The step of a config, to be jitted."""
     return train_step(
@@ -422,6 +417,7 @@ def step_of(
         accumulate=cfg["optimizer"].get("accumulate", 1),
         weights=weights,
         prepare=prepare,
+        gather=gather,
         **cfg["average"],
     )
 

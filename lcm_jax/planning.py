@@ -1,7 +1,7 @@
 """A run's step from shapes alone: parameters, bytes a device, operations, and the step itself to be compiled."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
     return Plan(
         work,
         tx,
-        _step(cfg, work, tx),
+        _step(cfg, work, tx, rules.gatherer(rule_set, mesh)),
         _step({**cfg, "optimizer": {**cfg["optimizer"], "accumulate": 1}}, work, tx),
         state,
         frozen,
@@ -149,9 +149,9 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
     )
 
 
-def _step(cfg: dict[str, Any], work: Work, tx: Any) -> Step:
+def _step(cfg: dict[str, Any], work: Work, tx: Any, gather: Callable[[str, Params], Params] | None = None) -> Step:
     apply = None if work.teacher is None else work.teacher.apply
-    return build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None)
+    return build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None, gather)
 
 
 def _captioned(cfg: dict[str, Any]) -> Work:

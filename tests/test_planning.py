@@ -120,11 +120,6 @@ def test_every_tree_has_its_own_rules(tmp_path):
         build.mesh_of(config)
 
 
-def test_a_mesh_whose_gradients_would_be_wrong_is_refused():
-    with pytest.raises(ValueError, match="fsdp=2 and tensor=2: .* wrong gradients"):
-        build.mesh_of({"mesh": {"data": 2, "fsdp": 2, "tensor": 2, "rules": "fsdp_tensor"}})
-
-
 def test_large_tensors_left_whole_are_warned_of_at_the_start(caplog):
     state = State(*[{"a": {"kernel": jax.ShapeDtypeStruct((1025, 1025), "float32")}}] * 5)
     build.warn_of_whole(state, {"params": "fsdp", "ema": "zero"}, make_mesh(data=1, fsdp=8))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -123,6 +123,26 @@ def infer(abstract_tree: Any, rules: str | Rules | Mapping[str, str], mesh: Mesh
         raise ValueError(f"no sharding rule matches '{path}'; end the rules with ('.*', ())")
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_tree)
+
+
+def gatherer(rule_set: Mapping[str, str], mesh: Mesh) -> Callable[[str, Any], Any] | None:
+    """gather(name of a tree, weights) -> the weights whole over data and fsdp, split over tensor alone, to be traced.
+
+    None unless both fsdp and tensor have devices. There XLA (jax 0.10.2), left to find out by itself when to gather
+    what is split over both, computes wrong products and gradients without a word.
+    """
+    if min(mesh.shape["fsdp"], mesh.shape["tensor"]) == 1:
+        return None
+
+    def kept(over: Any) -> str | None:
+        return "tensor" if "tensor" in (over if isinstance(over, tuple) else (over,)) else None
+
+    def gather(name: str, weights: Any) -> Any:
+        split = infer(weights, rule_set[name], mesh)
+        alone = lambda sharding: NamedSharding(mesh, PartitionSpec(*map(kept, sharding.spec)))
+        return jax.lax.with_sharding_constraint(weights, jax.tree.map(alone, split))
+
+    return gather
 
 
 def with_shardings(abstract_tree: Any, shardings: Any) -> Any:

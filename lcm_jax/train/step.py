@@ -14,6 +14,7 @@ from lcm_jax.train.averages import Numbers, averages, several
 from lcm_jax.train.state import State
 from lcm_jax.typing import Batch, Metrics, Params
 
+FROZEN = ("teacher", "base")  # networks among what is frozen
 Apply = Callable[..., Any]
 Step = Callable[[State, Any, Batch, PRNGKeyArray], tuple[State, Metrics]]
 
@@ -41,6 +42,7 @@ def train_step(
     accumulate: int = 1,
     weights: Callable[[Params, Any], Params] | None = None,
     prepare: Callable[[Any, Batch], Batch] | None = None,
+    gather: Callable[[str, Params], Params] | None = None,
 ) -> Step:
     """step(state, frozen, batch, key) -> (state, metrics); to be jitted with `state` donated.
 
@@ -56,6 +58,10 @@ def train_step(
     follow = averages(ema_decay, ema_power)
 
     def loss(params: Params, target: Params | None, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
+        if gather is not None:
+            params, target = gather("params", params), None if target is None else gather("target", target)
+            read = {name: gather("teacher", frozen[name]) for name in FROZEN if frozen.get(name) is not None}
+            frozen = {**frozen, **read}
         whole = (lambda trained: trained) if weights is None else (lambda trained: weights(trained, frozen))
         online = whole(params)
         nets = Nets(

@@ -1,6 +1,7 @@
 """Wrong input: one line that names the file or the key and the remedy, before anything compiles."""
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -194,6 +195,7 @@ def test_a_folder_that_is_no_run_is_named(first, tmp_path):
         run_folder.load(first.student)
     shutil.copytree(first.student, tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"average": {}}))
     with pytest.raises(RuntimeError, match=r"no checkpoint in .*; it has \[\]"):
         run_folder.load(tmp_path / "run")
 

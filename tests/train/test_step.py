@@ -194,7 +194,7 @@ def distil(mesh, name, steps=4):
     teacher = jax.jit(TEACHER.init)(jax.random.key(1))
     teacher = jax.device_put(teacher, rules.infer(teacher, chosen["teacher"], mesh))
     frozen = {"teacher": teacher, "batch": replicate(constants, mesh)}
-    step = train_step(LCD, STUDENT.apply, TEACHER.apply, SLOW)
+    step = train_step(LCD, STUDENT.apply, TEACHER.apply, SLOW, gather=rules.gatherer(chosen, mesh))
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     losses = []
     for _ in range(steps):
@@ -213,12 +213,13 @@ def alone():
 
 
 @pytest.mark.parametrize(
-    "name, sizes",  # fsdp and tensor together are refused by build.mesh_of: XLA gets their gradients wrong
+    "name, sizes",
     [
         ("replicate", {"data": 8}),
         ("fsdp", {"data": 1, "fsdp": 8}),
         ("zero", {"data": 4, "fsdp": 2}),
         ("tensor", {"data": 4, "tensor": 2}),
+        ("fsdp_tensor", {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
 )
 def test_eight_devices_do_what_one_does(alone, name, sizes, monkeypatch):
