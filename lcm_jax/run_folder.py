@@ -114,8 +114,8 @@ def reopen(where: str | Path) -> tuple[Run, State]:
 
 def open_folder(run: Run, where: Path) -> None:
     """Writes config and description of a new run; ValueError if the folder is another run's, or not shared by all."""
-    told = json.dumps(run.config, sort_keys=True)
-    if not the_same(zlib.crc32(told.encode())):
+    told = json.dumps(run.config)
+    if not the_same(zlib.crc32(json.dumps(run.config, sort_keys=True).encode())):
         raise ValueError("the processes were given different configs: start each with the same command")
     config = where / CONFIG
     new = not config.exists()
