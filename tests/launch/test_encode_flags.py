@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 NOTED = """
 import json, sys, types
 def encode(*args, **named):
-    made = types.SimpleNamespace(counts={"train": 3}, latent_shape=(2, 2, 4), scale=1.0, skipped=SKIPPED)
+    told = {"counts": {"train": 3}, "latent_shape": (2, 2, 4), "scale": 1.0}
+    made = types.SimpleNamespace(**told, skipped=SKIPPED, classes=CLASSES)
     print(json.dumps([args, named]))
     return made
 encoding = types.ModuleType("lcm_jax.encoding")
@@ -37,8 +38,8 @@ def python(*arguments):
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def noted(*flags, skipped=0):
-    done = python("-c", NOTED.replace("SKIPPED", str(skipped)), *flags)
+def noted(*flags, skipped=0, classes=()):
+    done = python("-c", NOTED.replace("SKIPPED", str(skipped)).replace("CLASSES", str(classes)), *flags)
     assert done.returncode == 0, done.stderr
     call, *said = done.stdout.splitlines()
     return json.loads(call), said
@@ -54,11 +55,12 @@ def test_every_flag_of_storing():
     (args, named), said = noted(
         "--reader=webdataset", "--folder=f", "--options=tag=t", "--out=o", "--model=m", "--text=none", "--size_ids",
         "--crop=random", "--flip=0.5", "--seed=7", "--broken=skip", "--threads=16", "--size=64", skipped=2,
+        classes=("cat", "dog"),
     )  # fmt: skip
     assert args == ["m", "webdataset", {"tag": "t", "folder": "f"}, "o", 32, 1024, True, False]
     assert named == {"shortened": 0, "states": False, "crop": "random", "flip": 0.5, "seed": 7, "size_ids": True,
                      "broken": "skip", "threads": 16, "size": 64}  # fmt: skip
-    assert said[1] == "2 pictures were left out; o/skipped.jsonl says which and why"
+    assert said[1:] == ["2 classes: cat, dog", "2 pictures were left out; o/skipped.jsonl says which and why"]
 
 
 @pytest.mark.parametrize(
