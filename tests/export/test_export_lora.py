@@ -32,7 +32,7 @@ def run(tmp_path, monkeypatch):
     """A run folder that trained adapters, as far as an export looks at it."""
     where = tmp_path / "run"
     (where / "checkpoints").mkdir(parents=True)
-    (where / "config.json").write_text(json.dumps({"seed": 7}))
+    (where / "config.json").write_text(json.dumps({"seed": 7, "average": {}}))
     monkeypatch.setattr(run_folder, "adapters", lambda *which: (SPEC, adapters(), 12))
     return where
 
