@@ -1,6 +1,5 @@
 """Models from anywhere: what they are asked for, straight onto a mesh, and what is missing."""
 
-from functools import partial
 
 import jax
 import numpy as np
@@ -9,8 +8,8 @@ import tiny_sd
 
 from lcm_jax import exporting
 from lcm_jax.build import placer
+from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.parallel.rules import fully_sharded
 from lcm_jax.source import in_dtype, network, open_model
 
 
@@ -34,11 +33,11 @@ def test_another_kind_than_the_folder_says_is_refused(written):
             open_model(where, kind="eps")
 
 
-def test_weights_travel_to_a_mesh_in_parts(written):
+def test_weights_travel_to_a_mesh_in_parts(written, monkeypatch):
+    monkeypatch.setattr(rules, "SMALL", 1)
     model, mesh = open_model(written[1]), make_mesh(data=1, fsdp=8)
     abstract = network(model.spec, "autoencoder").abstract()
-    rules = ((".*", partial(fully_sharded, small=1)),)
-    parts = model.load("autoencoder", placer(abstract, rules, mesh, "bfloat16"))
+    parts = model.load("autoencoder", placer(abstract, "fsdp", mesh, "bfloat16"))
     kernel = parts["encoder"]["conv_in"]["kernel"]
     assert kernel.dtype == "bfloat16" and kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 8
     whole = model.load("autoencoder", in_dtype("bfloat16"))

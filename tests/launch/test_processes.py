@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +28,7 @@ from lcm_jax.train.loop import NonFiniteLoss
 from lcm_jax.train.metrics import read
 
 ROOT = Path(__file__).parents[2]
-SPLIT = ((".*", partial(rules.fully_sharded, small=2000)),)  # parts of networks as small as these
+SMALL = 2000  # elements: so that networks as small as these are split, too
 WHOLE, STOPPED = 5, 4  # steps of the undisturbed run; after which the signalled one stands
 CLUSTER = ("-m", "launch.local_cluster", "--processes", "2")
 
@@ -53,7 +52,7 @@ class Recorded(Loader):
 def work(root: Path) -> None:
     """What each of the two processes does, one thing after the other: starting one takes long."""
     captions.ENCODERS["minilm"] = tiny.FakeCaptions
-    rules.RULES["fsdp"] = SPLIT
+    rules.SMALL = SMALL
     with joining.joined(timeout=60):
         second = jax.process_index() == 1
         found = {"devices": jax.device_count(), "local": jax.local_device_count()}
