@@ -40,7 +40,7 @@ class RunRecord:
         total, before = 0.0, 0
         first = {life["step"] + 1 for life in self.lives}  # its first step holds the compilation
         for row in self.rows:
-            if "images/s" in row:
+            if row.get("images/s"):  # 0 where a report follows another at once
                 begun = max([before, *(step for step in first if before < step <= row["step"])])
                 total += (row["step"] - begun) * self.config["data"]["batch_size"] / row["images/s"]
             before = row["step"]

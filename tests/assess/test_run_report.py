@@ -23,7 +23,7 @@ ROWS = [
     {"step": 100, "images/s": 80.0, "data/wait_share": 0.03, "loss/mean": 0.01},
     {"step": 150, "images/s": 40.0, "data/wait_share": 0.02, "loss/mean": None, "first_step/seconds": 4.0},
     {"step": 200, "images/s": 80.0, "data/wait_share": 0.02, "save/seconds": 2.0, "device/wait_share": 0.9},
-    {"step": 200, "fd": 3.0},
+    {"step": 200, "images/s": 0.0, "fd": 3.0},
 ]
 
 
