@@ -4,6 +4,7 @@
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -16,7 +17,7 @@ def get_config() -> ConfigDict:
     c.objective = dict(name="autoencoder", kl_weight=1e-4, edge_weight=1.0, shift=3)
     c.optimizer = dict(name="muon", rate=4e-3, schedule="cosine", warmup=200, clip=1.0)
     c.average = dict(ema_decay=0.998)
-    c.mesh = dict(rules="replicate")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=1000, sample_steps=1000)
     c.checkpoint = dict(keep=2)
     return c

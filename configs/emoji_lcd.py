@@ -4,6 +4,7 @@
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -19,7 +20,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     c.optimizer = dict(name="adamw", rate=3e-4, schedule="cosine", warmup=100, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.99)
-    c.mesh = dict(rules="replicate")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=500)
     c.checkpoint = dict(keep=2)
     return c

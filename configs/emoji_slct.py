@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.objective = dict(name="slct", steps=placeholder(int))  # of the curriculum: the run's
     c.optimizer = dict(name="radam", rate=1e-4)
     c.average = dict(ema_decay=0.999)
-    c.mesh = dict(rules="replicate")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=1000, sample_steps=1000)
     c.checkpoint = dict(keep=2)
     return c

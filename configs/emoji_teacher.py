@@ -6,6 +6,7 @@ Starts from the shipped autoencoder with a fresh U-Net; set config.model.start t
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -19,7 +20,7 @@ def get_config() -> ConfigDict:
     c.objective = dict(name="diffusion", drop=0.1, gamma=5.0)
     c.optimizer = dict(name="muon", rate=3e-3, schedule="cosine", warmup=200, weight_decay=0.01, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.999)
-    c.mesh = dict(rules="replicate")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=1000)
     c.checkpoint = dict(keep=2)
     return c

@@ -15,6 +15,7 @@ memory of its authors' releases, everything else as published.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 PAPER = dict(
     w=(2.0, 14.0), mu=0.999943, rate=8e-6, batch=72, steps=100_000, distance="l2", grid="any", lora_w=(7.5, 7.5)
@@ -73,7 +74,7 @@ def _common(values: dict, data: str) -> ConfigDict:
     c.steps = values["steps"]
     c.data = dict(folder=data, split="train", batch_size=values["batch"])
     c.average = dict(ema_decay=0.9999)
-    c.mesh = dict(fsdp=-1, data=1, rules="fsdp")
+    c.mesh = dict(data=1, fsdp=-1, tensor=1, slices=placeholder(int), rules="fsdp")
     c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=1000)
     c.checkpoint = dict(keep=2)
     return c

@@ -8,6 +8,7 @@
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -20,7 +21,7 @@ def get_config() -> ConfigDict:
     c.objective = dict(name="diffusion", drop=0.1, gamma=5.0)
     c.optimizer = dict(name="muon", rate=3e-3, schedule="cosine", warmup=100, weight_decay=0.01, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.998)
-    c.mesh = dict(rules="replicate")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=200, sample_steps=400)
     c.checkpoint = dict(keep=2)
     return c

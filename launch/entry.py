@@ -38,7 +38,8 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS([argv[0], *map(underscored, argv[1:])])
     except (flags.Error, AttributeError, KeyError) as error:
-        stop(said(error))
+        message = said(error)
+        stop(f"the config has no key {message}" if message.strip("'").isidentifier() else message)
     if rest[1:]:
         stop(f"unexpected argument {rest[1]!r}; every setting is a --flag")
     return rest
