@@ -4,7 +4,7 @@
 
 launch.local_cluster runs launch.train; at moments drawn from the seed one of its processes gets SIGKILL, all of them
 end, and the same command is given again. What counts are steps whose outcome the run still has at the end
-(assess.run_record); restarts count against it. Beside it what five such kills must cost at least: half the time
+(assess.run_record); restarts count against it. Beside it what such kills must cost at least: half the time
 between two checkpoints and a restart each.
 """
 
@@ -18,13 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import config_file, results
 from benchmarks.step_time import load_config
 from lcm_jax.assess.run_record import run_record
 from lcm_jax.train import metrics
 
 ROOT = Path(__file__).parents[1]
 POLL = 0.2  # seconds between two looks
+ENDLESS = 10**6  # steps: the clock ends the run
 SETTLE = 120.0  # seconds of the first life in which the pace is taken, before anything is killed
 
 
@@ -44,14 +45,10 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(args.work).absolute()
     work.mkdir(parents=True)
-    config = load_config(args.config)
     every = max(1, round(args.save_seconds / args.step_seconds))
-    config.steps = 10**6
-    config.data = {**config.data.to_dict(), "folder": str(Path(args.data).absolute()), "batch_size": args.batch_size}
-    config.loop.update(log_steps=1, checkpoint_steps=every, sample_steps=0)
-    file = work / "config.py"
-    lines = ["from ml_collections import ConfigDict", f"CONFIG = {config.to_dict()!r}", "", "", "def get_config():"]
-    file.write_text("\n".join([*lines, "    return ConfigDict(CONFIG)", ""]), encoding="utf-8")
+    data = str(Path(args.data).absolute())
+    config = config_file.train(load_config(args.config), ENDLESS, data, args.batch_size, every)
+    file = config_file.write(config, work / "config.py")
     restarts = suffer(command(file, work / "run", args.processes), work, args)
     record = run_record(work / "run")
     found = {

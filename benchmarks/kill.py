@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import results
+from benchmarks import config_file, results
 from benchmarks.step_time import load_config
 from lcm_jax import build
 from lcm_jax.run_folder import CHECKPOINTS, CONFIG
@@ -122,11 +122,9 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(args.work).absolute()
     work.mkdir(parents=True)
+    data = args.data or flags(work / "data")
     config = load_config(args.config)
-    config.steps = args.steps
-    data = {"folder": args.data or flags(work / "data"), "batch_size": args.batch_size}
-    config.data = {**config.data.to_dict(), **data}
-    config.loop.update(log_steps=1, checkpoint_steps=args.checkpoint_steps, sample_steps=0)
+    config = config_file.train(config, args.steps, data, args.batch_size, args.checkpoint_steps)
     proof = prove(config, work, args.seed)
     print(table(proof["lives"]))
     results.save(args.name, {**{k: v for k, v in vars(args).items() if k not in ("work", "name")}, **proof})
@@ -147,10 +145,7 @@ def prove(config: ConfigDict, work: Path, seed: int, moments: Sequence[str] = MO
     The config must report every step (loop.log_steps 1) and have steps enough for all kills. Raises RuntimeError
     if a process fails by itself or ends before its kill.
     """
-    file = work / "config.py"  # one text for every life, whatever becomes of the file it came from
-    lines = ["from ml_collections import ConfigDict", f"CONFIG = {config.to_dict()!r}"]
-    lines += ["def get_config():", "    return ConfigDict(CONFIG)"]
-    file.write_text("\n".join(lines) + "\n")
+    file = config_file.write(config, work / "config.py")
     command = [sys.executable, "-m", "launch.train", f"--config={file}"]
     whole, pace = live(command, work / "whole", 1)
     rng, lives = random.Random(seed), []

@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,6 +72,7 @@ class Run:
     config: dict[str, Any]
     model: Model | None = None  # what it went on from, for what else belongs to it: text encoders, tokenizers
     weights: Callable[[Params, Any], Params] | None = None  # (trained, frozen) -> the network's parameters
+    gather: Callable[[str, Params], Params] | None = None  # of weights before they are read (rules.gatherer)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch as global arrays on the mesh, without what the step does not read."""
@@ -79,7 +81,11 @@ class Run:
     def sampled(self, state: State) -> Params:
         """The average that samples are drawn with: the first."""
         names = average_names(self.config)
-        return state.ema if len(names) == 1 else state.ema[names[0]]
+        return self.together("ema", state.ema if len(names) == 1 else state.ema[names[0]])
+
+    def together(self, name: str, weights: Params) -> Params:
+        """Weights as what reads them outside of the step may: not split over fsdp where tensor splits them, too."""
+        return weights if self.gather is None else jax.jit(partial(self.gather, name))(weights)
 
     def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Key and caption of each row of a global batch, for the record a failed step leaves; all processes call it."""
@@ -325,8 +331,8 @@ def assemble(
     `first` reads the weights to start from onto the mesh: only a run that begins calls it, and does not keep them.
     """
     mesh, rule_set = mesh_of(cfg)
-    tx = optimizer_of(cfg)
-    step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare, rules.gatherer(rule_set, mesh))
+    tx, gather = optimizer_of(cfg), rules.gatherer(rule_set, mesh)
+    step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare, gather)
     make = first_state(cfg, net, tx, objective)
     key = jax.random.key(cfg["seed"])
     shapes = jax.eval_shape(make, key, None)  # the same with first weights and without
@@ -349,6 +355,7 @@ def assemble(
         config=cfg,
         model=model,
         weights=weights,
+        gather=gather,
     )
 
 

@@ -347,10 +347,12 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
     told = condition_of(rows) if "context" in rows else pipe.encode(names)
     uncond = run.frozen["batch"]["uncond"]
     keys = image_keys(names, 1, seed=0)
-    whole = jax.jit(run.weights) if run.weights else lambda params, frozen: params
+    merge = jax.jit(run.weights) if run.weights else None
 
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
-        params = {"unet": whole(params, run.frozen), **run.networks}
+        if merge is not None:
+            params = merge(params, {**run.frozen, "base": run.together("teacher", run.frozen["base"])})
+        params = {"unet": params, **run.networks}
         images = sampler(params, told, uncond, jnp.full(SHOWN, w), keys)
         return fetch(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
 

@@ -104,3 +104,9 @@ def config(objective: dict, model: dict, data: Path, steps: int = 2, **changes) 
         "checkpoint": {"keep": 2},
         **changes,
     }
+
+
+def awake(net, seed=0):
+    """A network and parameters in which nothing is zero any more."""
+    rng = np.random.default_rng(seed)
+    return net, jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) * 0.3).astype(leaf.dtype), net.abstract())

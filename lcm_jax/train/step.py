@@ -52,7 +52,8 @@ def train_step(
     `accumulate` splits the batch into that many gradient passes; pass i takes every accumulate-th sample
     from i on, so a batch sharded over devices stays spread over all of them. `weights` makes a network's
     parameters of what is trained and of `frozen` (adapters are merged so), `prepare` what the objective
-    reads of `frozen` and the batch (captions are encoded so).
+    reads of `frozen` and the batch (captions are encoded so), `gather` puts weights together that devices
+    hold in parts, before they are read (parallel.rules.gatherer).
     """
 
     follow = averages(ema_decay, ema_power)

@@ -67,13 +67,15 @@ def test_a_port_that_is_taken_is_named():
 
 
 def test_one_process_joins_nothing(monkeypatch):
-    monkeypatch.setattr(joining, "connect", lambda *a: pytest.fail("joined"))
+    connected = []
+    monkeypatch.setattr(joining, "connect", lambda *a: connected.append(a))
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    with joining.joined():
-        pass
-    with joining.joined("127.0.0.1:1", 0, 1):
-        pass
+    for alone in ((), ("127.0.0.1:1", 0, 1)):
+        with joining.joined(*alone):
+            assert not connected
+    with joining.joined("127.0.0.1:1", 1, 2):
+        assert connected == [("127.0.0.1:1", 1, 2, joining.TIMEOUT)]
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,6 @@ def size(cfg):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(adm(cfg).abstract()))
 
 
-def awake(cfg, seed=0):
-    """The network and parameters in which nothing is zero any more."""
-    net, rng = adm(cfg), np.random.default_rng(seed)
-    draw = lambda leaf: (rng.normal(size=leaf.shape) * 0.3).astype(leaf.dtype)
-    return net, jax.tree.map(draw, net.abstract())
-
-
 @pytest.fixture
 def batch():
     keys = jax.random.split(jax.random.key(0), 2)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import awake
 
 from lcm_jax.models.dit import DiTConfig, dit, positions
 from lcm_jax.models.norms import NORMS
@@ -16,13 +17,6 @@ SMALL = DiTConfig(side=4, in_channels=3, patch=2, width=16, depth=2, heads=2)
 
 def size(cfg):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(dit(cfg).abstract()))
-
-
-def awake(cfg, seed=0):
-    """The network and parameters in which nothing is zero any more."""
-    net, rng = dit(cfg), np.random.default_rng(seed)
-    draw = lambda leaf: (rng.normal(size=leaf.shape) * 0.3).astype(leaf.dtype)
-    return net, jax.tree.map(draw, net.abstract())
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +72,6 @@ def test_positions_tell_every_patch_apart():
 def test_impossible_sizes_are_refused(change, match):
     with pytest.raises(ValueError, match=match):
         dit(replace(SMALL, **change))
-    net, params = awake(SMALL)
+    net, params = awake(dit(SMALL))
     with pytest.raises(ValueError, match="this network takes"):
         net.apply(params, jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import awake
 
 from lcm_jax.models.adm import ADMConfig
 from lcm_jax.models.dit import DiTConfig
@@ -18,13 +19,6 @@ SMALL = {
 BOTH = pytest.mark.parametrize("cfg", SMALL.values(), ids=SMALL)
 
 
-def awake(cfg, seed=0):
-    """The network and parameters in which nothing is zero any more."""
-    net, rng = noise_network(cfg), np.random.default_rng(seed)
-    draw = lambda leaf: (rng.normal(size=leaf.shape) * 0.3).astype(leaf.dtype)
-    return net, jax.tree.map(draw, net.abstract())
-
-
 @pytest.fixture(scope="module")
 def batch():
     keys = jax.random.split(jax.random.key(0), 2)
@@ -33,7 +27,7 @@ def batch():
 
 @BOTH
 def test_noise_level_and_every_pixel_reach_the_output(cfg, batch):
-    net, params = awake(cfg)
+    net, params = awake(noise_network(cfg))
     x, noise = batch
     out = net.apply(params, x, noise)
     assert out.shape == x.shape
@@ -44,7 +38,7 @@ def test_noise_level_and_every_pixel_reach_the_output(cfg, batch):
 
 @BOTH
 def test_one_dropout_key_gives_one_mask_and_no_key_none(cfg, batch):
-    net, params = awake(replace(cfg, dropout=0.5))
+    net, params = awake(noise_network(replace(cfg, dropout=0.5)))
     key = jax.random.key(3)
     once, again = (net.apply(params, *batch, dropout_key=key) for _ in range(2))
     np.testing.assert_array_equal(once, again)
@@ -56,12 +50,12 @@ def test_one_dropout_key_gives_one_mask_and_no_key_none(cfg, batch):
 
 @BOTH
 def test_labels_matter_and_the_one_after_the_last_is_none_of_them(cfg, batch):
-    net, params = awake(replace(cfg, classes=3))
+    net, params = awake(noise_network(replace(cfg, classes=3)))
     outs = [np.asarray(net.apply(params, *batch, jnp.full(3, label))) for label in range(4)]
     assert all(np.abs(outs[0] - other).max() > 1e-3 for other in outs[1:])
     with pytest.raises(ValueError, match="3 classes and takes labels"):
         net.apply(params, *batch)
-    net, params = awake(cfg)
+    net, params = awake(noise_network(cfg))
     with pytest.raises(ValueError, match="0 classes and no labels"):
         net.apply(params, *batch, jnp.zeros(3, int))
     with pytest.raises(ValueError, match=r"image is \(4, 4, 2\), this network takes \(8, 8, 2\)"):
@@ -71,7 +65,7 @@ def test_labels_matter_and_the_one_after_the_last_is_none_of_them(cfg, batch):
 @BOTH
 def test_recomputing_blocks_changes_nothing(cfg, batch):
     def gradient(cfg):
-        net, params = awake(cfg)
+        net, params = awake(noise_network(cfg))
         key = jax.random.key(0)
         return jax.grad(lambda p: jnp.square(net.apply(p, *batch, dropout_key=key)).mean())(params)
 
@@ -81,7 +75,7 @@ def test_recomputing_blocks_changes_nothing(cfg, batch):
 
 @BOTH
 def test_half_precision_stays_close(cfg, batch):
-    net, params = awake(cfg)
+    net, params = awake(noise_network(cfg))
     wide = net.apply(params, *batch)
     half = noise_network(replace(cfg, dtype="bfloat16")).apply(params, *batch)
     assert half.dtype == jnp.float32
