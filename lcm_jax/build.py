@@ -5,7 +5,6 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from lcm_jax.models.unet import unet
 from lcm_jax.objectives import base
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.parallel.reading import Reading, readings
 from lcm_jax.parallel.transfer import fetch, own_rows, place_array, place_batch, replicate
 from lcm_jax.settings import call, known
 from lcm_jax.source import Model, Place, Spec, network, on_host
@@ -72,7 +72,7 @@ class Run:
     config: dict[str, Any]
     model: Model | None = None  # what it went on from, for what else belongs to it: text encoders, tokenizers
     weights: Callable[[Params, Any], Params] | None = None  # (trained, frozen) -> the network's parameters
-    gather: Callable[[str, Params], Params] | None = None  # of weights before they are read (rules.gatherer)
+    readings: Mapping[str, Reading] | None = None  # of weights that lie in parts, by tree (parallel.reading)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch as global arrays on the mesh, without what the step does not read."""
@@ -81,11 +81,11 @@ class Run:
     def sampled(self, state: State) -> Params:
         """The average that samples are drawn with: the first."""
         names = average_names(self.config)
-        return self.together("ema", state.ema if len(names) == 1 else state.ema[names[0]])
+        return state.ema if len(names) == 1 else state.ema[names[0]]
 
-    def together(self, name: str, weights: Params) -> Params:
-        """Weights as what reads them outside of the step may: not split over fsdp where tensor splits them, too."""
-        return weights if self.gather is None else jax.jit(partial(self.gather, name))(weights)
+    def read(self, tree: str) -> Reading | None:
+        """How layers read the weights of a tree (parallel.rules.TREES); None: as they are."""
+        return None if self.readings is None else self.readings[tree]
 
     def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Key and caption of each row of a global batch, for the record a failed step leaves; all processes call it."""
@@ -331,8 +331,8 @@ def assemble(
     `first` reads the weights to start from onto the mesh: only a run that begins calls it, and does not keep them.
     """
     mesh, rule_set = mesh_of(cfg)
-    tx, gather = optimizer_of(cfg), rules.gatherer(rule_set, mesh)
-    step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare, gather)
+    tx, read = optimizer_of(cfg), readings(rule_set, mesh)
+    step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare, read)
     make = first_state(cfg, net, tx, objective)
     key = jax.random.key(cfg["seed"])
     shapes = jax.eval_shape(make, key, None)  # the same with first weights and without
@@ -355,7 +355,7 @@ def assemble(
         config=cfg,
         model=model,
         weights=weights,
-        gather=gather,
+        readings=read,
     )
 
 
@@ -413,7 +413,7 @@ def step_of(
     tx: Any,
     weights: Callable[[Params, Any], Params] | None,
     prepare: Callable[[Any, Any], Any] | None,
-    gather: Callable[[str, Params], Params] | None,
+    read: Mapping[str, Reading] | None,
 ) -> Step:
     """The step of a config, to be jitted."""
     return train_step(
@@ -424,7 +424,7 @@ def step_of(
         accumulate=cfg["optimizer"].get("accumulate", 1),
         weights=weights,
         prepare=prepare,
-        gather=gather,
+        readings=read,
         **cfg["average"],
     )
 

@@ -16,6 +16,7 @@ from lcm_jax.diffusion.grid import Karras
 from lcm_jax.diffusion.path import VE
 from lcm_jax.drawers import Drawers
 from lcm_jax.models.edm_spec import EDMSpec
+from lcm_jax.parallel.reading import Reading
 from lcm_jax.pipeline import BATCH, Keys, Noise, Pixels, image_keys, to_pixels
 from lcm_jax.sampling import few_step, reference
 from lcm_jax.source import image_networks, network, open_model
@@ -30,12 +31,19 @@ Levels = Float[np.ndarray | Array, " n"]
 class EDMPipeline:
     """A model of noise levels with its weights; call it for pictures, or use `sampler` for compiled sampling.
 
-    `origin` says where the weights come from (JSON values, kept with the pictures).
+    `origin` says where the weights come from (JSON values, kept with the pictures); `read` how the network's layers
+    read weights that devices hold in parts.
     """
 
-    def __init__(self, spec: EDMSpec, params: dict[str, Params], origin: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        spec: EDMSpec,
+        params: dict[str, Params],
+        origin: Mapping[str, Any] | None = None,
+        read: Reading | None = None,
+    ):
         self.spec, self.params, self.origin = spec, params, dict(origin or {})
-        self.path = VE()
+        self.path, self.read = VE(), read
         self.network, self.autoencoder, self.statistics = (network(spec, name) for name in image_networks(spec))
         self._compiled: dict[int, Callable[..., Pixels]] = {}
 
@@ -170,7 +178,7 @@ class EDMPipeline:
     def latents(self, times: Levels, params: Params, noise: Noise, labels: Labels | None = None) -> Latent:
         """Latents at sigma_data by multistep consistency sampling (CM Alg. 1), or Heun's trajectory (EDM Alg. 1)."""
         spec = self.spec
-        told = partial(self.network.apply, params, labels=labels)
+        told = partial(self.network.apply, params, labels=labels, read=self.read)
         field = edm_field(self.path, told, spec.sigma_data, spec.time_scale)
         if self.name == HEUN:
             return reference.sample(HEUN, self.path, field, noise[0], times)

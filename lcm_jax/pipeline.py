@@ -26,6 +26,7 @@ from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.tiling import tiled
 from lcm_jax.models.unet import unet
 from lcm_jax.objectives.base import unconditional
+from lcm_jax.parallel.reading import Reading
 from lcm_jax.sampling import few_step, reference
 from lcm_jax.source import image_networks, in_dtype, open_model
 from lcm_jax.typing import Condition, Guidance, Latent, Params
@@ -58,7 +59,8 @@ class Setting:
 class Pipeline:
     """A model with its weights; call it with prompts, or use `sampler` for compiled sampling of conditions.
 
-    `origin` says where the weights come from (JSON values, kept with the pictures).
+    `origin` says where the weights come from (JSON values, kept with the pictures); `read` how layers of the U-Net
+    read weights that devices hold in parts.
     """
 
     def __init__(
@@ -67,13 +69,14 @@ class Pipeline:
         params: dict[str, Params],
         origin: Mapping[str, Any] | None = None,
         captions: CaptionEncoder | None = None,
+        read: Reading | None = None,
     ):
         if spec.unet is None:
             raise ValueError("this model is an autoencoder only: it encodes pictures and draws none")
         self.spec, self.params, self.origin = spec, params, dict(origin or {})
         self.path = vp_path(**vars(spec.path))
         self.unet, self.autoencoder = unet(spec.unet), autoencoder(spec.autoencoder)
-        self._captions = captions
+        self._captions, self.read = captions, read
         self._compiled: dict[Any, Draw] = {}
 
     @classmethod
@@ -307,7 +310,7 @@ class Pipeline:
 
         `start` holds latents to be changed. A student without an input for w (LCM-LoRA) is guided from outside.
         """
-        net, kind, times = partial(self.unet.apply, params), self.spec.kind, self.times(setting)
+        net, kind, times = partial(self.unet.apply, params, read=self.read), self.spec.kind, self.times(setting)
         if self.spec.unet.w_width is None:
             field = guided_field(self.path, kind, net, told, empty, w)
         else:

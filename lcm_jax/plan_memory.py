@@ -18,7 +18,7 @@ from lcm_jax.machine import version
 from lcm_jax.parallel.collectives import Traffic, collectives
 from lcm_jax.parallel.liveness import peak_bytes
 from lcm_jax.planning import Plan, device_bytes
-from lcm_jax.train.step import average
+from lcm_jax.train.step import average, bound, merged
 
 GIVEN_UP = ("RESOURCE_EXHAUSTED", "Ran out of memory")
 
@@ -126,18 +126,17 @@ def parts(plan: Plan) -> dict[str, Part]:
     jax.eval_shape(gradient, *fed)
     sharding = next(iter(plan.batch.values())).sharding
     found: dict[str, Part] = {}
-    networks = {
-        "teacher": (work.teacher, plan.frozen["teacher"]),
-        "target": (work.trained, plan.state.params if plan.state.target is None else plan.state.target),
-    }
+    behind = ("params", plan.state.params) if plan.state.target is None else ("target", plan.state.target)
+    networks = {"teacher": (work.teacher, "teacher", plan.frozen["teacher"]), "target": (work.trained, *behind)}
     for name, seen_calls in calls.items():
         if seen_calls:
-            net, params = networks[name]
-            if name == "target" and work.weights is not None:
-                run = lambda params, frozen, a, k, net=net: net.apply(work.weights(params, frozen), *a, **k)
-                arguments = (params, plan.frozen)
-            else:
-                run, arguments = (lambda params, a, k, net=net: net.apply(params, *a, **k)), (params,)
+            net, tree, params = networks[name]
+            merge = work.weights if name == "target" else None
+
+            def run(params: Any, frozen: Any, a: Any, k: Any, net: Any = net, tree: str = tree, merge: Any = merge):
+                return bound(net.apply, *merged(params, tree, frozen, merge, plan.readings))(*a, **k)
+
+            arguments = (params, None if merge is None else plan.frozen)
             told, times = _split(seen_calls[0], sharding), len(seen_calls) * plan.accumulate
             found[f"{name} forward"] = run, (*arguments, *told), device_bytes(arguments), times, ()
     stays = device_bytes((plan.state.params, plan.state, plan.frozen, plan.batch))

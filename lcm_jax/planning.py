@@ -1,7 +1,7 @@
 """A run's step from shapes alone: parameters, bytes a device, operations, and the step itself to be compiled."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from lcm_jax.models.functional import Net
 from lcm_jax.models.unet import unet
 from lcm_jax.objectives.base import Nets
 from lcm_jax.parallel import rules
+from lcm_jax.parallel.reading import Reading, readings
 from lcm_jax.parallel.transfer import batch_sharding
 from lcm_jax.source import network, text_networks
 from lcm_jax.train.state import State
-from lcm_jax.train.step import Step
+from lcm_jax.train.step import Step, bound, merged
 from lcm_jax.typing import Params
 
 STATE = ("params", "target", "ema", "opt_state")  # what of a state there is memory in
@@ -38,6 +39,7 @@ class Plan:
     key: jax.ShapeDtypeStruct
     mesh: Mesh
     rule_set: dict[str, str]  # of each tree
+    readings: Mapping[str, Reading]  # of trees that lie in parts
     parameters: dict[str, int]  # of each network
     bytes: dict[str, int]  # of what stays on a device from step to step, and of a batch
     batch_size: int
@@ -86,8 +88,8 @@ class Plan:
     ) -> jax.Array:
         """The objective's loss as the step calls it; `target` and `teacher` stand in for those networks."""
         work, step = self.work, state.step
-        whole = params if work.weights is None else work.weights(params, frozen)
-        nets = Nets(functools.partial(work.trained.apply, whole), target, teacher)
+        online = merged(params, "params", frozen, work.weights, self.readings)
+        nets = Nets(bound(work.trained.apply, *online), target, teacher)
         return work.objective.loss(nets, {**batch, **frozen["batch"]}, jax.random.fold_in(key, step), step)[0]
 
 
@@ -116,7 +118,7 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
         raise ValueError("config.objective.name is 'autoencoder': plans are for what trains on latents")
     work = (_captioned if build.takes(cfg["objective"]["name"], "kind") else _noise_levels)(cfg)
     mesh, rule_set = build.mesh_of(cfg, devices)
-    tx = build.optimizer_of(cfg)
+    tx, read = build.optimizer_of(cfg), readings(rule_set, mesh)
     frozen: dict[str, Any] = {"teacher": None, "batch": _whole(work.constants, mesh)}
     frozen |= {name: _placed(tree, rule_set["teacher"], mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -134,7 +136,7 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
     return Plan(
         work,
         tx,
-        _step(cfg, work, tx, rules.gatherer(rule_set, mesh)),
+        _step(cfg, work, tx, read),
         _step({**cfg, "optimizer": {**cfg["optimizer"], "accumulate": 1}}, work, tx),
         state,
         frozen,
@@ -142,6 +144,7 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
         _whole(key, mesh),
         mesh,
         rule_set,
+        read or {},
         work.parameters,
         {name: size for name, tree in {**kept, "batch": batch}.items() if (size := device_bytes(tree))},
         cfg["data"]["batch_size"],
@@ -149,9 +152,9 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
     )
 
 
-def _step(cfg: dict[str, Any], work: Work, tx: Any, gather: Callable[[str, Params], Params] | None = None) -> Step:
+def _step(cfg: dict[str, Any], work: Work, tx: Any, read: Mapping[str, Reading] | None = None) -> Step:
     apply = None if work.teacher is None else work.teacher.apply
-    return build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None, gather)
+    return build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None, read)
 
 
 def _captioned(cfg: dict[str, Any]) -> Work:

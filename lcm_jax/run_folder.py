@@ -337,7 +337,8 @@ def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, flo
 
 def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
     """Samples of the first captions of the training set with one seed: 4 steps of an LCM, 25 of a teacher."""
-    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions)
+    whole = run.weights is None
+    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions, read=run.read("ema" if whole else "teacher"))
     spread = np.linspace(0, run.loader.size - 1, SHOWN).astype(int)
     rows = run.loader.rows.batch(spread)
     names = [run.loader.row(i).caption for i in rows["index"]]
@@ -347,11 +348,12 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
     told = condition_of(rows) if "context" in rows else pipe.encode(names)
     uncond = run.frozen["batch"]["uncond"]
     keys = image_keys(names, 1, seed=0)
-    merge = jax.jit(run.weights) if run.weights else None
+    put = (lambda adapters: adapters) if run.readings is None else run.readings["ema"].tree
+    merge = None if whole else jax.jit(lambda adapters, frozen: run.weights(put(adapters), frozen))
 
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
         if merge is not None:
-            params = merge(params, {**run.frozen, "base": run.together("teacher", run.frozen["base"])})
+            params = merge(params, run.frozen)
         params = {"unet": params, **run.networks}
         images = sampler(params, told, uncond, jnp.full(SHOWN, w), keys)
         return fetch(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
@@ -364,7 +366,7 @@ def noise_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any
 
     Of a network with classes, each of them in turn.
     """
-    pipe = EDMPipeline(run.spec, run.networks)
+    pipe = EDMPipeline(run.spec, run.networks, read=run.read("ema"))
     counts = range(1, len(run.spec.sigmas) + 1) if run.spec.role == "consistency" else [pipe.default_steps]
     samplers = [pipe.sampler(steps) for steps in counts]
     keys, labels = image_keys([""], SHOWN, seed=0), pipe.labels(SHOWN)
@@ -386,7 +388,8 @@ def reconstructions_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dic
 
     @jax.jit
     def reconstruct(params: Params) -> jax.Array:
-        moments = net.apply(params, jnp.asarray(images, jnp.float32) / 127.5 - 1.0, method="encode")
-        return to_pixels(net.apply(params, jnp.split(moments, 2, axis=-1)[0], method="decode"))
+        apply = partial(net.apply, params, read=run.read("ema"))
+        moments = apply(jnp.asarray(images, jnp.float32) / 127.5 - 1.0, method="encode")
+        return to_pixels(apply(jnp.split(moments, 2, axis=-1)[0], method="decode"))
 
     return lambda params: (np.concatenate([images, fetch(reconstruct(params))]), asdict(run.spec.autoencoder))

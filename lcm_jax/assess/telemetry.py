@@ -62,11 +62,12 @@ def measure(run: build.Run, state: State, batches: int = 4, levels: int = 12) ->
     if not isinstance(objective, Consistency):
         raise ValueError(f"objective {run.config['objective']['name']!r} compares no two noise levels: nothing to show")
     step, ema, frozen = int(state.step), run.sampled(state), run.frozen
-    if start.teacher is not None:
-        frozen = {**frozen, "teacher": run.together("teacher", frozen["teacher"])}
-    pipe = EDMPipeline(run.spec, {**run.networks, "network": ema})
+    pipe = EDMPipeline(run.spec, {**run.networks, "network": ema}, read=run.read("ema"))
     given = [run.place(next(run.loader)) for _ in range(batches)]
-    look = jax.jit(partial(at_levels, objective, pipe, None if start.teacher is None else start.teacher.spec))
+    teacher = None
+    if start.teacher is not None:
+        teacher = partial(network(start.teacher.spec, "network").apply, read=run.read("teacher"))
+    look = jax.jit(partial(at_levels, objective, pipe, teacher))
     found = []
     for t, s in zip(*chosen_levels(objective.pair, step, levels), strict=True):
         seen = [
@@ -99,13 +100,12 @@ def chosen_levels(pair: PairSampler, step: int, n: int) -> tuple[np.ndarray, np.
     return np.asarray(pair.karras.sigma(i, N)), np.asarray(pair.karras.sigma(i + 1, N))
 
 
-def at_levels(objective: Consistency, pipe: EDMPipeline, teacher_spec: Any, t, s, params, networks, frozen, batch,
-              key, step) -> tuple[Array, ...]:  # fmt: skip
+def at_levels(objective: Consistency, pipe: EDMPipeline, teacher_apply: Callable[..., Any] | None, t, s, params,
+              networks, frozen, batch, key, step) -> tuple[Array, ...]:  # fmt: skip
     """(mean loss, norm of its gradient, quantiles of the residual in latents, and in pixels of 0..255)."""
     here = dataclasses.replace(objective, pair=At(t, s))
-    apply, teacher = pipe.network.apply, None
-    if teacher_spec is not None:
-        teacher = partial(network(teacher_spec, "network").apply, frozen["teacher"])
+    apply = partial(pipe.network.apply, read=pipe.read)
+    teacher = None if teacher_apply is None else partial(teacher_apply, frozen["teacher"])
 
     def loss(online):
         nets = Nets(partial(apply, online), partial(apply, params), teacher)

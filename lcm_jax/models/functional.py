@@ -10,6 +10,8 @@ from flax import nnx
 
 from lcm_jax.typing import Params
 
+Read = Callable[[str, jax.Array], jax.Array]
+
 
 class Keys(nnx.Rngs):
     """A key for each parameter, the same as nnx.Rngs(key) gives.
@@ -33,7 +35,7 @@ class Net:
 
     config: Any
     init: Callable[..., Params]  # key -> params
-    apply: Callable[..., Any]  # (params, *args, method="__call__", **kw) -> output
+    apply: Callable[..., Any]  # (params, *args, method="__call__", read=None, **kw) -> output
     abstract: Callable[[], Params]  # () -> the same tree of ShapeDtypeStructs, nothing allocated
 
 
@@ -46,9 +48,10 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module], config: Any = None) -> N
         return _to_dict(nnx.to_pure_dict(nnx.state(build(Keys(key)))))
 
     # Compiled by itself outside of jax.jit; inside, a network is traced and lowered once for all its calls.
-    @partial(jax.jit, static_argnames="method")
-    def apply(params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
-        leaves = [(path, nnx.Param(_at(params, path))) for path in flat_paths]
+    # `read` (path, weight) is what a layer sees of a weight that it reads (parallel.reading).
+    @partial(jax.jit, static_argnames=("method", "read"))
+    def apply(params: Params, *args: Any, method: str = "__call__", read: Read | None = None, **kwargs: Any) -> Any:
+        leaves = [(path, _param(_at(params, path), path, read)) for path in flat_paths]
         module = nnx.merge(graph, nnx.from_flat_state(leaves))
         return getattr(module, method)(*args, **kwargs)
 
@@ -56,6 +59,18 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module], config: Any = None) -> N
         return _to_dict(nnx.to_pure_dict(abstract_state))
 
     return Net(config, init, apply, abstract)
+
+
+class _Read(nnx.Param):
+    """A weight that its layer sees as `read` (weight) says."""
+
+    def get_value(self, **index: Any) -> Any:
+        """The weight, wherever Flax or a layer asks for it."""
+        return self.get_metadata("read")(super().get_value(**index))
+
+
+def _param(value: jax.Array, path: tuple[Any, ...], read: Read | None) -> nnx.Param:
+    return nnx.Param(value) if read is None else _Read(value, read=partial(read, "/".join(map(str, path))))
 
 
 def _to_dict(tree: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 # Fused into what reads them: no memory of their own, but what they are made from stays.
-VIEWS = ("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze", "transpose")
+VIEWS = ("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "sharding_constraint", "squeeze",
+         "transpose")  # fmt: skip
 
 
 def peak_bytes(closed: ClosedJaxpr, size: Callable[[Any], int]) -> int:

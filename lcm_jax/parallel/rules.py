@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,6 @@ RULES: dict[str, Rules] = {
         (NARROWS, ((INPUTS, "tensor"),)),
         (".*", ((OUTPUTS, "tensor"),)),
     ),
-    # Not yet for training where both axes have several devices: see spec_of.
     "fsdp_tensor": (
         (NARROWS, ((INPUTS, "tensor"), (LARGEST, "fsdp"))),  # of the dims before the inputs, or the inputs again
         (".*", ((OUTPUTS, "tensor"), (LARGEST, "fsdp"))),
@@ -78,7 +77,7 @@ def spec_of(shape: tuple[int, ...], splits: Sequence[Split], mesh: Mesh) -> Part
     """Where the splits put a tensor of that shape.
 
     A second split is of a dim before the first's, or of the same one again: with inputs over tensor and outputs over
-    fsdp XLA (jax 0.10.2) computes other outputs, silently. Gradients are wrong in either order: build.mesh_of refuses.
+    fsdp XLA (jax 0.10.2) computes other outputs, silently. Left to XLA, gradients are wrong in either order: see parallel.reading.
     """
     found: list[tuple[str, ...]] = [()] * len(shape)
     for dim, axes in splits if math.prod(shape) >= SMALL else ():
@@ -117,32 +116,17 @@ def infer(abstract_tree: Any, rules: str | Rules | Mapping[str, str], mesh: Mesh
     def sharding(key_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         path = path_of(key_path)
         name = rules.get(path.partition("/")[0], "replicate") if isinstance(rules, Mapping) else rules
-        for pattern, splits in named(name) if isinstance(name, str) else name:
-            if re.search(pattern, path):
-                return NamedSharding(mesh, spec_of(tuple(leaf.shape), splits, mesh))
-        raise ValueError(f"no sharding rule matches '{path}'; end the rules with ('.*', ())")
+        return sharding_of(path, tuple(leaf.shape), name, mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_tree)
 
 
-def gatherer(rule_set: Mapping[str, str], mesh: Mesh) -> Callable[[str, Any], Any] | None:
-    """gather(name of a tree, weights) -> the weights whole over data and fsdp, split over tensor alone, to be traced.
-
-    None unless both fsdp and tensor have devices. There XLA (jax 0.10.2), left to find out by itself when to gather
-    what is split over both, computes wrong products and gradients without a word.
-    """
-    if min(mesh.shape["fsdp"], mesh.shape["tensor"]) == 1:
-        return None
-
-    def kept(over: Any) -> str | None:
-        return "tensor" if "tensor" in (over if isinstance(over, tuple) else (over,)) else None
-
-    def gather(name: str, weights: Any) -> Any:
-        split = infer(weights, rule_set[name], mesh)
-        alone = lambda sharding: NamedSharding(mesh, PartitionSpec(*map(kept, sharding.spec)))
-        return jax.lax.with_sharding_constraint(weights, jax.tree.map(alone, split))
-
-    return gather
+def sharding_of(path: str, shape: tuple[int, ...], rules: str | Rules, mesh: Mesh) -> NamedSharding:
+    """Of one leaf; raises as `infer` does."""
+    for pattern, splits in named(rules) if isinstance(rules, str) else rules:
+        if re.search(pattern, path):
+            return NamedSharding(mesh, spec_of(shape, splits, mesh))
+    raise ValueError(f"no sharding rule matches '{path}'; end the rules with ('.*', ())")
 
 
 def with_shardings(abstract_tree: Any, shardings: Any) -> Any:

@@ -1,6 +1,6 @@
 """THE jitted function: networks, objective, gradient, optimiser and weight averages in one step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,11 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from lcm_jax.objectives.base import Nets, Objective
+from lcm_jax.parallel.reading import Reading
 from lcm_jax.train.averages import Numbers, averages, several
 from lcm_jax.train.state import State
 from lcm_jax.typing import Batch, Metrics, Params
 
-FROZEN = ("teacher", "base")  # networks among what is frozen
 Apply = Callable[..., Any]
 Step = Callable[[State, Any, Batch, PRNGKeyArray], tuple[State, Metrics]]
 
@@ -42,7 +42,7 @@ def train_step(
     accumulate: int = 1,
     weights: Callable[[Params, Any], Params] | None = None,
     prepare: Callable[[Any, Batch], Batch] | None = None,
-    gather: Callable[[str, Params], Params] | None = None,
+    readings: Mapping[str, Reading] | None = None,
 ) -> Step:
     """step(state, frozen, batch, key) -> (state, metrics); to be jitted with `state` donated.
 
@@ -52,23 +52,19 @@ def train_step(
     `accumulate` splits the batch into that many gradient passes; pass i takes every accumulate-th sample
     from i on, so a batch sharded over devices stays spread over all of them. `weights` makes a network's
     parameters of what is trained and of `frozen` (adapters are merged so), `prepare` what the objective
-    reads of `frozen` and the batch (captions are encoded so), `gather` puts weights together that devices
-    hold in parts, before they are read (parallel.rules.gatherer).
+    reads of `frozen` and the batch (captions are encoded so). `readings` say how the layers of "params",
+    "target" and "teacher" read weights that devices hold in parts (parallel.reading).
     """
 
-    follow = averages(ema_decay, ema_power)
+    follow, readings = averages(ema_decay, ema_power), readings or {}
 
     def loss(params: Params, target: Params | None, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
-        if gather is not None:
-            params, target = gather("params", params), None if target is None else gather("target", target)
-            read = {name: gather("teacher", frozen[name]) for name in FROZEN if frozen.get(name) is not None}
-            frozen = {**frozen, **read}
-        whole = (lambda trained: trained) if weights is None else (lambda trained: weights(trained, frozen))
-        online = whole(params)
+        online, read = merged(params, "params", frozen, weights, readings)
+        behind, read_behind = (online, read) if target is None else merged(target, "target", frozen, weights, readings)
         nets = Nets(
-            partial(apply, online),
-            partial(apply, jax.lax.stop_gradient(online if target is None else whole(target))),
-            partial(teacher_apply, frozen["teacher"]) if objective.needs_teacher else None,
+            bound(apply, online, read),
+            bound(apply, jax.lax.stop_gradient(behind), read_behind),
+            bound(teacher_apply, frozen["teacher"], readings.get("teacher")) if objective.needs_teacher else None,
         )
         batch = batch if prepare is None else prepare(frozen, batch)
         return objective.loss(nets, {**batch, **frozen["batch"]}, key, step)
@@ -109,6 +105,24 @@ def train_step(
         return State(state.step + 1, params, target, ema, opt_state), metrics
 
     return step
+
+
+def merged(
+    trained: Params,
+    tree: str,
+    frozen: Any,
+    weights: Callable[[Params, Any], Params] | None,
+    readings: Mapping[str, Reading],
+) -> tuple[Params, Reading | None]:
+    """A network's weights and how its layers read them: merged adapters lie as what they are merged into."""
+    if weights is None:
+        return trained, readings.get(tree)
+    return weights(readings[tree].tree(trained) if readings else trained, frozen), readings.get("teacher")
+
+
+def bound(apply: Apply, weights: Params, read: Reading | None) -> Apply:
+    """A network with its weights, read by its layers as they are unless `read` says how."""
+    return partial(apply, weights) if read is None else partial(apply, weights, read=read)
 
 
 def average(old: Params, new: Params, decay: Any) -> Params:

@@ -4,9 +4,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lcm_jax.models import presets
@@ -19,7 +17,7 @@ from lcm_jax.models.lora import init as lora_init
 from lcm_jax.models.unet import unet
 from lcm_jax.parallel import rules as module
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.parallel.rules import RULES, by_tree, gatherer, infer, left_whole, path_of, with_shardings
+from lcm_jax.parallel.rules import RULES, by_tree, infer, left_whole, path_of, with_shardings
 from lcm_jax.train.optimizer import optimizer
 from lcm_jax.train.state import State
 
@@ -203,15 +201,3 @@ def test_with_shardings_keeps_shape_and_dtype():
     assert (leaf.shape, leaf.dtype, leaf.sharding) == (
         (3, 3, 128, 256), jnp.float32, shardings["conv"]["kernel"],
     )  # fmt: skip
-
-
-def test_what_two_axes_split_is_put_together_over_one_of_them_to_be_read():
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    chosen = by_tree("fsdp_tensor", {"ema": "fsdp"})
-    tree = {"attn1": {"to_q": {"kernel": jnp.arange(256.0 * 256).reshape(256, 256)}}}
-    placed = jax.device_put(tree, infer(tree, chosen["params"], mesh))
-    for name, wanted in (("params", P(None, "tensor")), ("ema", P())):
-        out = jax.jit(functools.partial(gatherer(chosen, mesh), name))(placed)["attn1"]["to_q"]["kernel"]
-        assert out.sharding.is_equivalent_to(NamedSharding(mesh, wanted), 2)
-        np.testing.assert_array_equal(out, tree["attn1"]["to_q"]["kernel"])
-    assert gatherer(chosen, make_mesh(data=1, fsdp=8)) is None

@@ -13,6 +13,7 @@ from lcm_jax.models.unet import unet
 from lcm_jax.objectives import lcd
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.parallel.reading import readings
 from lcm_jax.parallel.transfer import place_batch, replicate
 from lcm_jax.train.optimizer import optimizer
 from lcm_jax.train.step import average, init_state, norm, train_step
@@ -194,7 +195,7 @@ def distil(mesh, name, steps=4):
     teacher = jax.jit(TEACHER.init)(jax.random.key(1))
     teacher = jax.device_put(teacher, rules.infer(teacher, chosen["teacher"], mesh))
     frozen = {"teacher": teacher, "batch": replicate(constants, mesh)}
-    step = train_step(LCD, STUDENT.apply, TEACHER.apply, SLOW, gather=rules.gatherer(chosen, mesh))
+    step = train_step(LCD, STUDENT.apply, TEACHER.apply, SLOW, readings=readings(chosen, mesh))
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     losses = []
     for _ in range(steps):
