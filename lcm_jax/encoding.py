@@ -15,7 +15,9 @@ from lcm_jax.data.check import Problem
 from lcm_jax.data.check import check as find_problems
 from lcm_jax.data.check import report as report  # for launch, which sees no deeper
 from lcm_jax.data.manifest import Manifest
+from lcm_jax.data.processes import Processes
 from lcm_jax.models.autoencoder import autoencoder
+from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.source import Model, open_model
 
 
@@ -40,7 +42,8 @@ def encode(
     `tokens` stores token ids beside the caption's `states`, or instead of them, to be encoded while training;
     `shortened` takes that many shorter captions of each training picture in place of its own (data.shorten). Other
     settings are those of data.encode: crop, flip, seed, size_ids, broken, threads. Interrupted, it goes on where it
-    stopped. Raises ValueError or FileNotFoundError naming the file or the setting at fault.
+    stopped; several processes (joining.joined) encode each a share of the shards. Raises ValueError or
+    FileNotFoundError naming the file or the setting at fault.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
@@ -73,6 +76,7 @@ def encode(
         tokenize=text.tokens if tokens else None,
         overwrite=overwrite,
         progress=progress,
+        processes=Processes(jax.process_index(), jax.process_count(), on_all, the_same),
         **settings,
     )
 
