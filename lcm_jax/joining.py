@@ -122,8 +122,7 @@ def connect(coordinator: str | None, index: int | None, count: int | None, timeo
         )
     finally:
         patience.cancel()
-    if jax.config.jax_platforms == "cpu":
-        on_all(True)  # Gloo lets those wait for each other who have met; who have not, for 30 s only
+    on_all(True)  # all meet now: later one waits for another as long as it takes, for a first time Gloo only 30 s
 
 
 def missing(coordinator: str | None, index: int | None, count: int | None, timeout: int) -> str:

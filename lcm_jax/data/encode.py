@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -110,27 +110,22 @@ def encode(
     with run.told():
         encoders = Encoders(encode_images, encode_text, tokenize, batch_size, moment_dtype)
         empty = {name: array[0] for name, array in encoders.captions([""]).items()}
-        make = partial(_make, out, chunks, row_of, encoders, cropped, skips, size_ids)
+        total = sum(len(chunks[file]) for file in own)
         with (
-            tqdm(
-                total=sum(len(chunks[file]) for file in own),
-                unit="image",
-                desc="encode",
-                disable=not progress,
-                dynamic_ncols=True,
-            ) as bar,
+            tqdm(total=total, unit="image", desc="encode", disable=not progress, dynamic_ncols=True) as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
+            make = partial(_make, out, row_of, encoders, cropped, skips, size_ids, pool, bar)
             for shard in plan["shards"]:
-                file = shard["file"]
+                file, chunk = shard["file"], chunks[shard["file"]]
                 if file not in own:
                     continue
                 run.check()
-                note = _taken_up(out / file, whole.get(file), len(chunks[file]))
+                note = _taken_up(out / file, whole.get(file), len(chunk))
                 if note is None:
-                    note = make(shard, pool, bar)
+                    note = make(shard, chunk)
                 else:
-                    bar.update(len(chunks[file]))
+                    bar.update(len(chunk))
                 _check_alike(out / file, note.shapes, empty)
                 resume.write(out, file, note)
         if not first:
@@ -138,39 +133,27 @@ def encode(
             return manifest.read(out)
         for name, array in empty.items():
             np.save(out / manifest.UNCONDITIONAL.format(name), array)
-        stats, shape, rows, written, skipped = LatentStats(), (), [], [], silent
-        has_train = any(e.split == TRAIN for e in ordered)
-        for shard in plan["shards"]:
-            note = run.note(shard["file"])
-            kept = [e for e in chunks[shard["file"]] if e.key not in note.skipped]
-            written.append({**shard, "first_row": len(rows), "count": len(kept), **note.file})
-            rows += map(row_of, kept)
-            skipped = skipped | note.skipped
-            shape = note.shapes.get("mean", shape)
-            if shard["split"] == TRAIN or not has_train:
-                stats.join(note.stats)
-        if not stats.count:
-            key, reason = next(iter(skipped.items()))
-            raise ValueError(f"no {TRAIN if has_train else HELDOUT} image could be read, first {key!r}: {reason}")
+        all_shards = _gathered(run, plan["shards"], chunks)
+        skipped = silent | all_shards.skipped
         _list_skipped(out, skipped, examples)
-        rows_text = _text(rows)
+        rows_text, stats = _text(map(row_of, all_shards.kept)), all_shards.stats
         manifest.write_text(out / manifest.ROWS, rows_text)
         np.save(out / manifest.ELEMENTS, np.stack(stats.element).astype(np.float32))
         channel_mean, channel_std = stats.channel
         tokens_shape = empty["tokens"].shape if "tokens" in empty else ()
         result = Manifest(
             image_size=image_size,
-            latent_shape=shape,
+            latent_shape=all_shards.shape,
             context_shape=empty["context"].shape if "context" in empty else None,
             tokens_length=tokens_shape[-1] if tokens_shape else None,
-            counts=dict(Counter(row.split for row in rows)),
+            counts=dict(Counter(e.split for e in all_shards.kept)),
             scale=stats.scale,
             channel_mean=tuple(channel_mean.tolist()),
             channel_std=tuple(channel_std.tolist()),
             encoders=plan["encoders"],
             dataset=dataset or {},
             plan=resume.fingerprint(plan),
-            shards=tuple(written),
+            shards=tuple(all_shards.listed),
             rows_sha256=hashlib.sha256(rows_text.encode()).hexdigest(),
             pooled_width=empty["pooled"].shape[-1] if "pooled" in empty else None,
             tokens_towers=tokens_shape[0] if len(tokens_shape) == 2 else None,
@@ -184,20 +167,50 @@ def encode(
     return result
 
 
+@dataclass
+class _Gathered:
+    """What the manifest says of all shards."""
+
+    listed: list[dict] = field(default_factory=list)
+    kept: list[Example] = field(default_factory=list)  # in the order of the rows
+    skipped: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()  # of a latent
+    stats: LatentStats = field(default_factory=LatentStats)
+
+
+def _gathered(run: Run, planned: Sequence[dict], chunks: Mapping[str, list[Example]]) -> _Gathered:
+    """From the notes of all processes, each waited for; ValueError if no image of the measured split could be read."""
+    found = _Gathered()
+    measured = planned[0]["split"]  # train comes first, where there is any
+    for shard in planned:
+        chunk, note = chunks[shard["file"]], run.note(shard["file"])
+        kept = [e for e in chunk if e.key not in note.skipped]
+        found.listed.append({**shard, "first_row": len(found.kept), "count": len(kept), **note.file})
+        found.kept += kept
+        found.skipped |= note.skipped
+        found.shape = note.shapes.get("mean", found.shape)
+        if shard["split"] == measured:
+            found.stats.join(note.stats)
+    if not found.stats.count:
+        key, reason = next(iter(found.skipped.items()))
+        raise ValueError(f"no {measured} image could be read, first {key!r}: {reason}")
+    return found
+
+
 def _make(
     out: Path,
-    chunks: Mapping[str, list[Example]],
     row_of: Callable[[Example], Row],
     encoders: Encoders,
     cropped: Crop,
     skips: bool,
     size_ids: bool,
-    shard: dict,
     pool: ThreadPoolExecutor,
     bar: tqdm,
+    shard: dict,
+    chunk: list[Example],
 ) -> Note:
     """Encodes one shard of the plan."""
-    path, chunk = out / shard["file"], chunks[shard["file"]]
+    path = out / shard["file"]
     unreadable: dict[str, str] = {}
     prepare = partial(_prepare, cropped, unreadable if skips else None)
     shards.write(path, _records(chunk, shard["first_row"], row_of, encoders, prepare, size_ids, pool, bar))
