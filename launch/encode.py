@@ -11,6 +11,11 @@ Classes for networks that are told labels, not captions: --options subfolders=tr
 metadata, .cls of shards, class columns and features, --options label=category of twemoji.
 
 Interrupted, it goes on where it stopped. --check changes nothing and exits with 1 if there are problems.
+
+Started as several processes, as launch.train is, each encodes a share of the shards into --out, on storage that all
+share; the bytes are the same for any number of them, and any number goes on where another was interrupted:
+
+    python -m launch.local_cluster --processes 2 -- python -m launch.encode --folder PICTURES --out data/mine
 """
 
 import json
@@ -19,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import entry
+from launch import entry, several
 
 READER = flags.DEFINE_string(
     "reader", None, "Who finds the pictures: image_folder (meant by --folder), webdataset, parquet, tfds or twemoji."
@@ -63,12 +68,27 @@ def main() -> None:
         entry.stop("give --reader NAME, or --folder PICTURES")
     if OUT.value is None and not CHECK.value:
         entry.stop("give --out, the folder of the latent data set")
+    if CHECK.value:
+        check(reader, options)
+    with several.joined():
+        encode(reader, options)
+
+
+def check(reader: str, options: dict[str, Any]) -> None:
+    """Leaves with 1 if there are problems."""
     from lcm_jax import encoding
 
-    if CHECK.value:
-        problems = encoding.check(MODEL.value, reader, options, OUT.value, size=SIZE.value)
-        print(encoding.report(problems))
-        sys.exit(1 if problems else 0)
+    problems = encoding.check(MODEL.value, reader, options, OUT.value, size=SIZE.value)
+    print(encoding.report(problems))
+    sys.exit(1 if problems else 0)
+
+
+def encode(reader: str, options: dict[str, Any]) -> None:
+    """Encodes, and says what was made; of several processes the first says it."""
+    import jax
+
+    from lcm_jax import encoding
+
     made = encoding.encode(
         MODEL.value,
         reader,
@@ -81,6 +101,8 @@ def main() -> None:
         shortened=SHORTENED.value,
         **changed(),
     )
+    if jax.process_index():
+        return
     counts = ", ".join(f"{n} {split}" for split, n in made.counts.items())
     print(f"{OUT.value}: {counts}; latents {'x'.join(map(str, made.latent_shape))}, measured scale {made.scale:.4f}")
     if made.classes:

@@ -1,11 +1,12 @@
 """Captioned images to a latent data set, with the encoders of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lcm_jax import data
 from lcm_jax.captions import encode as encode_captions
@@ -15,7 +16,10 @@ from lcm_jax.data.check import Problem
 from lcm_jax.data.check import check as find_problems
 from lcm_jax.data.check import report as report  # for launch, which sees no deeper
 from lcm_jax.data.manifest import Manifest
+from lcm_jax.data.processes import Processes
+from lcm_jax.drawers import Drawers
 from lcm_jax.models.autoencoder import autoencoder
+from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.source import Model, open_model
 
 
@@ -40,7 +44,8 @@ def encode(
     `tokens` stores token ids beside the caption's `states`, or instead of them, to be encoded while training;
     `shortened` takes that many shorter captions of each training picture in place of its own (data.shorten). Other
     settings are those of data.encode: crop, flip, seed, size_ids, broken, threads. Interrupted, it goes on where it
-    stopped. Raises ValueError or FileNotFoundError naming the file or the setting at fault.
+    stopped; several processes (joining.joined) encode each a share of the shards. Raises ValueError or
+    FileNotFoundError naming the file or the setting at fault.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
@@ -50,14 +55,12 @@ def encode(
     examples = data.reader(reader, **options)
     if shortened:
         examples = shorten.shortened(examples, shortened)
-    params = found.load("autoencoder")
     text = found.captions
     if getattr(spec, "pooled_width", None):
         settings = {"size_ids": True, **settings}
-    apply = jax.jit(partial(autoencoder(spec.autoencoder).apply, method="encode"))
     return latents.encode(
         examples,
-        partial(apply, params),
+        picture_encoder(found, batch_size),
         partial(encode_captions, text) if states else None,
         out,
         size,
@@ -73,8 +76,17 @@ def encode(
         tokenize=text.tokens if tokens else None,
         overwrite=overwrite,
         progress=progress,
+        processes=Processes(jax.process_index(), jax.process_count(), on_all, the_same),
         **settings,
     )
+
+
+def picture_encoder(found: Model, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Pictures [b, H, W, 3] in [-1, 1] to moments [b, h, w, 2c], each accelerator of this host its share of a batch."""
+    drawers = Drawers(found.load("autoencoder"))
+    size = drawers.size(batch_size, batch_size)
+    apply = jax.jit(partial(autoencoder(found.spec.autoencoder).apply, method="encode"))
+    return lambda pictures: drawers.map(partial(apply, drawers.params), [pictures], size, lambda count: None)
 
 
 def check(

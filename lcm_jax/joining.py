@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import jax
 
+from lcm_jax.parallel.agreement import on_all
+
 TIMEOUT = 300  # seconds for all processes to join: pods do not start at once
 FAREWELL = 10  # seconds that a process which failed waits for the others to fail as well
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
@@ -120,6 +122,7 @@ def connect(coordinator: str | None, index: int | None, count: int | None, timeo
         )
     finally:
         patience.cancel()
+    on_all(True)  # all meet now: later one waits for another as long as it takes, for a first time Gloo only 30 s
 
 
 def missing(coordinator: str | None, index: int | None, count: int | None, timeout: int) -> str:

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,57 +15,15 @@ from tqdm import tqdm
 from lcm_jax.data import images, manifest, resume, shards
 from lcm_jax.data.classes import class_names, number_of, places
 from lcm_jax.data.crop import Crop
+from lcm_jax.data.encoders import Encoders
 from lcm_jax.data.example import HELDOUT, TRAIN, Example
 from lcm_jax.data.latent_stats import LatentStats
 from lcm_jax.data.manifest import Manifest, Row
+from lcm_jax.data.processes import ALONE, Processes, Run
+from lcm_jax.data.resume import Note
 
-STATES = ("context", "pooled")  # what a text encoder may give
 BROKEN = ("stop", "skip")
 NO_CAPTION = "no caption"
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """The callables that turn a batch into arrays, always of `batch_size` rows so that jit compiles once.
-
-    `images`: float32 [b, H, W, 3] in [-1, 1] -> moments [b, h, w, 2c]; `text`: captions -> context [b, l, d], or
-    {"context": [b, l, d], "pooled": [b, p]}; `tokens`: captions -> ids [b, l] or [b, towers, l]. `text` or
-    `tokens` may be None, not both.
-    """
-
-    images: Callable
-    text: Callable | None
-    tokens: Callable | None
-    batch_size: int
-    moment_dtype: str
-
-    def captions(self, captions: list[str]) -> dict[str, np.ndarray]:
-        """The arrays stored for at most `batch_size` captions."""
-        padded = captions + [captions[-1]] * (self.batch_size - len(captions))
-        arrays = {}
-        if self.text is not None:
-            states = self.text(padded)
-            states = states if isinstance(states, Mapping) else {"context": states}
-            if "context" not in states or states.keys() - set(STATES):
-                raise ValueError(f"the text encoder gives {', '.join(states)}; it must give context, and may pooled")
-            with np.errstate(over="ignore"):
-                arrays |= {
-                    name: np.asarray(states[name]).astype(np.float16)[: len(captions)]
-                    for name in STATES
-                    if name in states
-                }
-        if self.tokens is not None:
-            arrays["tokens"] = np.asarray(self.tokens(padded)).astype(np.int32)[: len(captions)]
-        return arrays
-
-    def pixels(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Posterior mean and logvar of at most `batch_size` images, float32 [b, H, W, 3] in [-1, 1]."""
-        missing = self.batch_size - len(pixels)
-        padded = np.concatenate([pixels, np.repeat(pixels[-1:], missing, 0)]) if missing else pixels
-        moments = np.asarray(self.images(padded), np.float32)[: len(pixels)]
-        mean, logvar = np.split(moments, 2, axis=-1)
-        with np.errstate(over="ignore"):  # what overflows is reported with its key
-            return {"mean": mean.astype(self.moment_dtype), "logvar": logvar.astype(self.moment_dtype)}
 
 
 def encode(
@@ -88,6 +46,7 @@ def encode(
     seed: int = 0,
     size_ids: bool = False,
     broken: str = "stop",
+    processes: Processes = ALONE,
 ) -> Manifest:
     """Write `examples` as latent shards in `out_dir`; run again after an interruption, it goes on from there.
 
@@ -98,13 +57,17 @@ def encode(
     the name and attribution of the pictures. An image that cannot be read or has no caption raises ValueError,
     or with `broken` "skip" is left out and listed in skipped.jsonl; "stop" after "skip" tries again what it left out.
     Labels go into the rows, the names of their classes into the manifest (data.classes).
+
+    Several `processes` that call this alike encode each its own shards into a folder they share, and the first writes
+    the manifest. The bytes are the same for any number of them, and any number goes on with what another began. Where
+    one fails, the others raise OtherFailed after the shard they are at.
     """
     if encode_text is None and tokenize is None:
         raise ValueError("give encode_text, tokenize or both: the captions have to be stored in some form")
     if broken not in BROKEN:
         raise ValueError(f"broken is {broken!r}; choose one of {', '.join(BROKEN)}")
     cropped = Crop(image_size, image_size, crop, flip, seed)
-    out, skips = Path(out_dir), broken == "skip"
+    out, skips, first = Path(out_dir), broken == "skip", processes.index == 0
     ordered, silent = _in_order(examples, skips)
     classes = class_names(examples)
     row_of = partial(_row, places(classes))
@@ -120,93 +83,157 @@ def encode(
         **({"size_ids": True} if size_ids else {}),
         **({"classes": classes} if classes else {}),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        resume.clear(out)
-    finished = resume.finished_shards(out, plan)
-    skipped = manifest.skipped(out)
+    if not processes.the_same(resume.number(plan)):
+        raise ValueError("the processes differ in their settings or in the pictures they find: start them alike")
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            resume.clear(out)
+    processes.on_all(True)
     chunks = {s["file"]: ordered[s["first_row"] : s["first_row"] + s["count"]] for s in plan["shards"]}
-    if not skips:
-        finished = {f: known for f, known in finished.items() if not any(e.key in skipped for e in chunks[f])}
-    if len(finished) == len(plan["shards"]) and _complete(out):
+    known = resume.known_shards(out, plan, {file: [e.key for e in chunk] for file, chunk in chunks.items()})
+    usable = {file: note for file, note in known.items() if skips or not note.skipped}
+    own = processes.part(list(usable))
+    whole = {file: usable[file] for file in own if resume.whole(out, file, usable[file])}
+    complete = len(usable) == len(chunks) and len(whole) == len(own) and _complete(out)
+    if processes.on_all(complete):  # and all have looked before anything is changed
+        if first:
+            resume.tidy(out)
         return manifest.read(out)
-    resume.save(out, plan, finished)
-    (out / manifest.FILE).unlink(missing_ok=True)  # until the end the folder is an unfinished one
-
-    encoders = Encoders(encode_images, encode_text, tokenize, batch_size, moment_dtype)
-    empty = {name: array[0] for name, array in encoders.captions([""]).items()}
-    for name, array in empty.items():
-        np.save(out / manifest.UNCONDITIONAL.format(name), array)
-
-    stats, shape, rows, written = LatentStats(), (), [], []
-    has_train = any(e.split == TRAIN for e in ordered)
-    skipped = {key: reason for key, reason in skipped.items() if reason != NO_CAPTION} | silent
-    with (
-        tqdm(
-            total=len(ordered), unit="image", desc="encode", disable=not progress, dynamic_ncols=True
-        ) as bar,
-        ThreadPoolExecutor(threads) as pool,
-    ):
-        for shard in plan["shards"]:
-            path, chunk = out / shard["file"], chunks[shard["file"]]
-            kept = [e for e in chunk if e.key not in skipped]
-            if shard["file"] in finished and shards.Shard(path).count() == len(kept):
-                bar.update(len(chunk))
-            else:
-                unreadable: dict[str, str] = {}
-                prepare = partial(_prepare, cropped, unreadable if skips else None)
-                shards.write(path, _records(chunk, shard["first_row"], row_of, encoders, prepare, size_ids, pool, bar))
-                earlier = {e.key for e in chunk} & skipped.keys()
-                skipped = {key: reason for key, reason in skipped.items() if key not in earlier} | unreadable
-                kept = [e for e in chunk if e.key not in skipped]
-                if earlier or unreadable:  # before the shard counts as finished
-                    _list_skipped(out, skipped, examples)
-                finished[shard["file"]] = {"bytes": path.stat().st_size, "sha256": shards.sha256(path)}
-                resume.save(out, plan, finished)
-            written.append({**shard, "first_row": len(rows), "count": len(kept), **finished[shard["file"]]})
-            rows += map(row_of, kept)
-            if not kept:
-                continue
-            # Statistics come from what is stored, so a resumed encoding gives the same numbers to the bit.
-            arrays = [a for _, a in shards.Shard(path).read_all()]
-            _check_alike(path, arrays[0], empty)
-            shape = arrays[0]["mean"].shape
-            if shard["split"] == TRAIN or not has_train:
-                stats.add(np.stack([a["mean"] for a in arrays]), np.stack([a["logvar"] for a in arrays]))
-
-    if not stats.count:
-        key, reason = next(iter(skipped.items()))
-        raise ValueError(f"no {TRAIN if has_train else HELDOUT} image could be read, first {key!r}: {reason}")
-    _list_skipped(out, skipped, examples)
-    rows_text = _text(rows)
-    manifest.write_text(out / manifest.ROWS, rows_text)
-    np.save(out / manifest.ELEMENTS, np.stack(stats.element).astype(np.float32))
-    channel_mean, channel_std = stats.channel
-    tokens_shape = empty["tokens"].shape if "tokens" in empty else ()
-    result = Manifest(
-        image_size=image_size,
-        latent_shape=shape,
-        context_shape=empty["context"].shape if "context" in empty else None,
-        tokens_length=tokens_shape[-1] if tokens_shape else None,
-        counts=dict(Counter(row.split for row in rows)),
-        scale=stats.scale,
-        channel_mean=tuple(channel_mean.tolist()),
-        channel_std=tuple(channel_std.tolist()),
-        encoders=plan["encoders"],
-        dataset=dataset or {},
-        plan=resume.fingerprint(plan),
-        shards=tuple(written),
-        rows_sha256=hashlib.sha256(rows_text.encode()).hexdigest(),
-        pooled_width=empty["pooled"].shape[-1] if "pooled" in empty else None,
-        tokens_towers=tokens_shape[0] if len(tokens_shape) == 2 else None,
-        size_ids=size_ids,
-        crop=cropped.settings,
-        skipped=len(skipped),
-        classes=classes,
-    )
-    manifest.write(out, result)
-    (out / resume.PROGRESS).unlink()
+    own = {*own, *processes.part([file for file in chunks if file not in usable])}
+    for file in own - whole.keys():
+        resume.path_of(out, file).unlink(missing_ok=True)
+    if first:
+        resume.begin(out, plan, known)
+    processes.on_all(True)
+    run = Run(out, processes)
+    with run.told():
+        encoders = Encoders(encode_images, encode_text, tokenize, batch_size, moment_dtype)
+        empty = {name: array[0] for name, array in encoders.captions([""]).items()}
+        total = sum(len(chunks[file]) for file in own)
+        with (
+            tqdm(total=total, unit="image", desc="encode", disable=not progress, dynamic_ncols=True) as bar,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+            make = partial(_make, out, row_of, encoders, cropped, skips, size_ids, pool, bar)
+            for shard in plan["shards"]:
+                file, chunk = shard["file"], chunks[shard["file"]]
+                if file not in own:
+                    continue
+                run.check()
+                note = _taken_up(out / file, whole.get(file), len(chunk))
+                if note is None:
+                    note = make(shard, chunk)
+                else:
+                    bar.update(len(chunk))
+                _check_alike(out / file, note.shapes, empty)
+                resume.write(out, file, note)
+        if not first:
+            run.wait_for(out / manifest.FILE)
+            return manifest.read(out)
+        for name, array in empty.items():
+            np.save(out / manifest.UNCONDITIONAL.format(name), array)
+        all_shards = _gathered(run, plan["shards"], chunks)
+        skipped = silent | all_shards.skipped
+        _list_skipped(out, skipped, examples)
+        rows_text, stats = _text(map(row_of, all_shards.kept)), all_shards.stats
+        manifest.write_text(out / manifest.ROWS, rows_text)
+        np.save(out / manifest.ELEMENTS, np.stack(stats.element).astype(np.float32))
+        channel_mean, channel_std = stats.channel
+        tokens_shape = empty["tokens"].shape if "tokens" in empty else ()
+        result = Manifest(
+            image_size=image_size,
+            latent_shape=all_shards.shape,
+            context_shape=empty["context"].shape if "context" in empty else None,
+            tokens_length=tokens_shape[-1] if tokens_shape else None,
+            counts=dict(Counter(e.split for e in all_shards.kept)),
+            scale=stats.scale,
+            channel_mean=tuple(channel_mean.tolist()),
+            channel_std=tuple(channel_std.tolist()),
+            encoders=plan["encoders"],
+            dataset=dataset or {},
+            plan=resume.fingerprint(plan),
+            shards=tuple(all_shards.listed),
+            rows_sha256=hashlib.sha256(rows_text.encode()).hexdigest(),
+            pooled_width=empty["pooled"].shape[-1] if "pooled" in empty else None,
+            tokens_towers=tokens_shape[0] if len(tokens_shape) == 2 else None,
+            size_ids=size_ids,
+            crop=cropped.settings,
+            skipped=len(skipped),
+            classes=classes,
+        )
+        manifest.write(out, result)
+    resume.tidy(out)
     return result
+
+
+@dataclass
+class _Gathered:
+    """What the manifest says of all shards."""
+
+    listed: list[dict] = field(default_factory=list)
+    kept: list[Example] = field(default_factory=list)  # in the order of the rows
+    skipped: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()  # of a latent
+    stats: LatentStats = field(default_factory=LatentStats)
+
+
+def _gathered(run: Run, planned: Sequence[dict], chunks: Mapping[str, list[Example]]) -> _Gathered:
+    """From the notes of all processes, each waited for; ValueError if no image of the measured split could be read."""
+    found = _Gathered()
+    measured = planned[0]["split"]  # train comes first, where there is any
+    for shard in planned:
+        chunk, note = chunks[shard["file"]], run.note(shard["file"])
+        kept = [e for e in chunk if e.key not in note.skipped]
+        found.listed.append({**shard, "first_row": len(found.kept), "count": len(kept), **note.file})
+        found.kept += kept
+        found.skipped |= note.skipped
+        found.shape = note.shapes.get("mean", found.shape)
+        if shard["split"] == measured:
+            found.stats.join(note.stats)
+    if not found.stats.count:
+        key, reason = next(iter(found.skipped.items()))
+        raise ValueError(f"no {measured} image could be read, first {key!r}: {reason}")
+    return found
+
+
+def _make(
+    out: Path,
+    row_of: Callable[[Example], Row],
+    encoders: Encoders,
+    cropped: Crop,
+    skips: bool,
+    size_ids: bool,
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+    shard: dict,
+    chunk: list[Example],
+) -> Note:
+    """Encodes one shard of the plan."""
+    path = out / shard["file"]
+    unreadable: dict[str, str] = {}
+    prepare = partial(_prepare, cropped, unreadable if skips else None)
+    shards.write(path, _records(chunk, shard["first_row"], row_of, encoders, prepare, size_ids, pool, bar))
+    skipped = {e.key: unreadable[e.key] for e in chunk if e.key in unreadable}  # in order, whichever thread was first
+    return Note(path.stat().st_size, shards.sha256(path), skipped, *_measured(path))
+
+
+def _taken_up(path: Path, note: Note | None, count: int) -> Note | None:
+    """The note of a whole shard of `count` examples, complete; None if the shard has to be made."""
+    if note is None or note.shapes is not None:
+        return note
+    shapes, stats = _measured(path)
+    return replace(note, shapes=shapes, stats=stats) if stats.count == count - len(note.skipped) else None
+
+
+def _measured(path: Path) -> tuple[dict[str, tuple[int, ...]], LatentStats]:
+    """Shapes of an example's arrays, and sums: of what is stored, so a resumed encoding gives the same to the bit."""
+    shard, stats = shards.Shard(path), LatentStats()
+    if not shard.count():
+        return {}, stats
+    arrays = [a for _, a in shard.read_all()]
+    stats.add(np.stack([a["mean"] for a in arrays]), np.stack([a["logvar"] for a in arrays]))
+    return {name: a.shape for name, a in arrays[0].items()}, stats
 
 
 def _complete(out: Path) -> bool:
@@ -233,9 +260,9 @@ def _list_skipped(out: Path, skipped: dict[str, str], examples: Sequence[Example
         (out / manifest.SKIPPED).unlink(missing_ok=True)
 
 
-def _check_alike(path: Path, arrays: dict[str, np.ndarray], empty: dict[str, np.ndarray]) -> None:
-    stored = {name: a.shape for name, a in arrays.items() if name in manifest.CAPTION_ARRAYS}
-    given = {name: a.shape for name, a in empty.items()}
+def _check_alike(path: Path, shapes: Mapping[str, tuple[int, ...]], empty: dict[str, np.ndarray]) -> None:
+    stored = {name: shape for name, shape in shapes.items() if name in manifest.CAPTION_ARRAYS}
+    given = {name: a.shape for name, a in empty.items() if shapes}
     if stored != given:
         raise ValueError(
             f"{path} stores captions as {stored}, the encoders now give {given}; choose another folder or "

@@ -7,16 +7,24 @@ from jaxtyping import Float
 class LatentStats:
     """Running sums over moments: the exact mean and variance of z = mean + std n, no sampling needed."""
 
-    def __init__(self):
-        self.count = 0
-        self._mean = self._square = 0.0  # E z and E z^2 of each element, as float64 sums
+    def __init__(self, count: int = 0, mean: float | np.ndarray = 0.0, square: float | np.ndarray = 0.0):
+        self.count = count
+        self._mean, self._square = mean, square  # E z and E z^2 of each element, as float64 sums
 
     def add(self, mean: Float[np.ndarray, "n h w c"], logvar: Float[np.ndarray, "n h w c"]) -> None:
         """Add one shard's moments."""
         mean, variance = mean.astype(np.float64), np.exp(logvar.astype(np.float64))
-        self.count += len(mean)
-        self._mean = self._mean + mean.sum(0)
-        self._square = self._square + (mean**2 + variance).sum(0)
+        self.join(LatentStats(len(mean), mean.sum(0), (mean**2 + variance).sum(0)))
+
+    def join(self, other: "LatentStats") -> None:
+        """Add what another has summed; the same shards in the same order give the same numbers to the bit."""
+        self.count += other.count
+        self._mean, self._square = self._mean + other._mean, self._square + other._square
+
+    @property
+    def sums(self) -> dict[str, int | float | np.ndarray]:
+        """What a LatentStats is made of again: the number of examples, and their sums [h, w, c] float64."""
+        return {"count": self.count, "mean": self._mean, "square": self._square}
 
     @property
     def element(self) -> tuple[np.ndarray, np.ndarray]:

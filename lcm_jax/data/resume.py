@@ -1,12 +1,42 @@
-"""How far an encoding came: the shards that are finished, and whether the folder was made the same way."""
+"""How far an encoding came: what is known of finished shards, and whether the folder was made the same way."""
 
 import hashlib
 import json
+import secrets
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lcm_jax.data import manifest, shards
+from lcm_jax.data.latent_stats import LatentStats
 
-PROGRESS = "encoding.json"  # the plan and the finished shards while an encoding is under way
+PROGRESS = "encoding.json"  # while an encoding is under way: its plan, its run, and shards that a manifest named before
+NOTE = "{}.note.npz"  # beside a shard: that it is finished, and what the manifest needs of it
+FAILED = "encoding_failed.json"  # which process of a run failed, and why
+
+
+@dataclass(frozen=True)
+class Note:
+    """A finished shard, so that nobody has to read it again but to see that it is whole.
+
+    `shapes` are those of an example's arrays, none of a shard without examples; like `stats` they are None where only
+    a manifest tells of the shard.
+    """
+
+    bytes: int
+    sha256: str
+    skipped: dict[str, str]  # key -> reason of the pictures that were left out of it
+    shapes: dict[str, tuple[int, ...]] | None = None
+    stats: LatentStats | None = None
+
+    @property
+    def file(self) -> dict[str, Any]:
+        """What the manifest says of the file."""
+        return {"bytes": self.bytes, "sha256": self.sha256}
 
 
 def fingerprint(plan: dict) -> dict:
@@ -16,14 +46,23 @@ def fingerprint(plan: dict) -> dict:
     }
 
 
-def save(out: Path, plan: dict, finished: dict) -> None:
-    """Note the finished shards (file -> bytes and sha256) of `plan`, in one move."""
-    text = json.dumps({"plan": fingerprint(plan), "finished": finished}, indent=1)
-    manifest.write_text(out / PROGRESS, text + "\n")
+def number(plan: dict) -> int:
+    """The plan as a number below 2^32."""
+    return int(hashlib.sha256(json.dumps(fingerprint(plan), sort_keys=True).encode()).hexdigest()[:8], 16)
 
 
-def finished_shards(out: Path, plan: dict) -> dict[str, dict]:
-    """Finished shards of an earlier run that are still whole: file -> bytes and sha256.
+def begin(out: Path, plan: dict, known: Mapping[str, Note]) -> None:
+    """Makes the folder an unfinished one in which a new run begins; what earlier runs left half written goes."""
+    for path in out.glob("*.partial"):
+        path.unlink()
+    finished = {file: {**note.file, "skipped": note.skipped} for file, note in known.items()}
+    content = {"plan": fingerprint(plan), "run": secrets.randbits(32), "finished": finished}
+    manifest.write_text(out / PROGRESS, json.dumps(content, indent=1) + "\n")
+    (out / manifest.FILE).unlink(missing_ok=True)
+
+
+def known_shards(out: Path, plan: dict, keys: Mapping[str, Sequence[str]]) -> dict[str, Note]:
+    """Shards that earlier runs finished, by file and in the order of `keys`, their pictures'; no shard is read.
 
     Raises ValueError, naming what differs, when the folder was made by another plan.
     """
@@ -43,18 +82,63 @@ def finished_shards(out: Path, plan: dict) -> dict[str, dict]:
         raise ValueError(
             f"{out} was made with other {differs}; choose another folder or encode with overwrite"
         )
-    whole = {}
-    for file, known in finished.items():
-        path = out / file
-        if path.exists() and path.stat().st_size == known["bytes"] and shards.sha256(path) == known["sha256"]:
-            whole[file] = known
-    return whole
+    skipped = manifest.skipped(out)
+    listed = {
+        file: Note(**{"skipped": {key: skipped[key] for key in keys[file] if key in skipped}, **about})
+        for file, about in finished.items()
+    }
+    found = {file: read(out, file) or listed.get(file) for file in keys}
+    return {file: note for file, note in found.items() if note is not None}
+
+
+def whole(out: Path, file: str, note: Note) -> bool:
+    """Whether a shard is there and as it was finished."""
+    path = out / file
+    return path.exists() and path.stat().st_size == note.bytes and shards.sha256(path) == note.sha256
+
+
+def write(out: Path, file: str, note: Note) -> None:
+    """Notes in one move that a shard is finished; the shard must be in its place."""
+    about = {**note.file, "skipped": note.skipped, "shapes": note.shapes}
+    path = path_of(out, file)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as stream:
+        np.savez(stream, about=np.array(json.dumps(about)), **note.stats.sums)
+    partial.replace(path)
+
+
+def read(out: Path, file: str) -> Note | None:
+    """The note of a shard; None where there is none, or none that can be read."""
+    try:
+        with np.load(path_of(out, file), allow_pickle=False) as content:
+            about = json.loads(content["about"].item())
+            stats = LatentStats(int(content["count"]), content["mean"], content["square"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+    about["shapes"] = {name: tuple(shape) for name, shape in about["shapes"].items()}
+    return Note(**about, stats=stats)
+
+
+def path_of(out: Path, file: str) -> Path:
+    """Where the note of a shard lies."""
+    return out / NOTE.format(file)
+
+
+def tidy(out: Path) -> None:
+    """Removes from a finished folder what only an unfinished one needs; the manifest must be written."""
+    for pattern in (NOTE.format("*"), "*.partial"):
+        for path in out.glob(pattern):
+            path.unlink()
+    for name in (FAILED, PROGRESS):
+        (out / name).unlink(missing_ok=True)
 
 
 def clear(out: Path) -> None:
     """Remove every file of a latent data set from `out`, and nothing else."""
-    for pattern in ("*.array_record", "*.partial", manifest.UNCONDITIONAL.format("*")):
+    (out / manifest.FILE).unlink(missing_ok=True)
+    for pattern in ("*.array_record", manifest.UNCONDITIONAL.format("*")):
         for path in out.glob(pattern):
             path.unlink()
-    for name in (manifest.FILE, PROGRESS, manifest.ROWS, manifest.ELEMENTS, manifest.SKIPPED):
+    for name in (manifest.ROWS, manifest.ELEMENTS, manifest.SKIPPED):
         (out / name).unlink(missing_ok=True)
+    tidy(out)

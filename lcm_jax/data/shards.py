@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def unpack(record: bytes) -> tuple[dict, dict[str, np.ndarray]]:
 def write(path: str | Path, records: Iterable[bytes]) -> None:
     """Write a shard under a temporary name, then move it into place: a shard that exists is a whole one."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own: a process believed dead that writes the same shard must not write into it.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
     try:
         for record in records:

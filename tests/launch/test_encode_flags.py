@@ -9,10 +9,14 @@ import tarfile
 from functools import partial
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from PIL import Image
 
 from lcm_jax import encoding
+from lcm_jax.data import manifest, shards
+from lcm_jax.drawers import Drawers
 
 ROOT = Path(__file__).parents[2]
 # In a process of its own, since commands define the same flags; what it calls is replaced by a note of the call.
@@ -91,6 +95,19 @@ def test_the_settings_reach_the_latents(data, tmp_path):
     assert made.shapes.keys() == {"mean", "tokens", "time_ids"}
     with pytest.raises(ValueError, match="was made with other crop"):
         encode(**{**settings, "crop": "center"})
+
+
+def test_all_devices_share_a_batch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "Drawers", partial(Drawers, devices=jax.devices()[:4]))
+    options = {"folder": str(data.pictures)}
+    encoding.encode(data.autoencoder, "image_folder", options, tmp_path, 6, 10, progress=False)  # rounded up to 8
+    made = manifest.read(tmp_path)
+    assert manifest.rows(tmp_path) == manifest.rows(data.latents)
+    for shard in made.shards:
+        of_one, of_four = (shards.Shard(folder / shard["file"]).read_all() for folder in (data.latents, tmp_path))
+        for (_, a), (_, b) in zip(of_one, of_four, strict=True):
+            np.testing.assert_allclose(a["mean"].astype(np.float32), b["mean"], atol=2e-3)
+            assert np.abs(a["mean"]).max() > 0.01
 
 
 def encoded(size):
