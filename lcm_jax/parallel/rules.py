@@ -77,7 +77,8 @@ def spec_of(shape: tuple[int, ...], splits: Sequence[Split], mesh: Mesh) -> Part
     """Where the splits put a tensor of that shape.
 
     A second split is of a dim before the first's, or of the same one again: with inputs over tensor and outputs over
-    fsdp XLA (jax 0.10.2) computes other outputs, silently. Left to XLA, gradients are wrong in either order: see parallel.reading.
+    fsdp XLA (jax 0.10.2) computes other outputs, silently. Gradients are wrong in either order unless weights are
+    read as parallel.reading has them.
     """
     found: list[tuple[str, ...]] = [()] * len(shape)
     for dim, axes in splits if math.prod(shape) >= SMALL else ():
