@@ -15,8 +15,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lcm_jax.parallel.agreement import on_all
+from lcm_jax.train import hashes
 
 log = logging.getLogger(__name__)
+UNFINISHED = "orbax-checkpoint-tmp"  # in the names of folders that orbax has not committed
 NOT_THE_DISK = (MemoryError, jax.errors.JaxRuntimeError)  # an exhausted machine, no fault of the files
 
 
@@ -71,6 +73,7 @@ class Checkpointer:
         self.best_metric = best_metric
         self.read_only = read_only
         self._unreadable: list[int] = []
+        self._saving: int | None = None
         preserve = [policies.LatestN(keep)]
         best_fn = None
         if best_metric is not None:
@@ -88,11 +91,18 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._hash),
                 best_fn=best_fn,
                 best_mode=best_mode,
                 preservation_policy=policies.AnyPreservationPolicy(preserve),
             ),
         )
+
+    def _hash(self) -> None:
+        # In orbax's thread, behind the training's back, before it commits. What an object store holds it hashes itself.
+        if jax.process_index() == 0 and "://" not in self.folder:
+            for folder in Path(self.folder).glob(f"{self._saving}.{UNFINISHED}*"):
+                hashes.write(folder)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -124,6 +134,7 @@ class Checkpointer:
             self._set_unreadable_aside()
             self._manager.wait_until_finished()
             self._check_space(leaves)
+            self._saving = step
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), about=ocp.args.JsonSave(about)),
@@ -156,6 +167,7 @@ class Checkpointer:
         reasons = []
         for candidate in [step] if step is not None else self.steps()[::-1]:
             try:
+                self._verify(candidate)
                 about = self._about(candidate)
                 self._compare(candidate, describe(flatten(abstract)), about["leaves"])
                 leaves = self._leaves(candidate, flatten(abstract))
@@ -209,6 +221,12 @@ class Checkpointer:
             which = "" if step is None else f" of step {step}"
             raise CheckpointError(f"no checkpoint{which} in {self.folder}; it has {steps}")
         return step
+
+    def _verify(self, step: int) -> None:
+        if "://" not in self.folder:
+            share = jax.process_index(), jax.process_count()
+            if (name := hashes.changed(Path(self.folder) / str(step), *share)) is not None:
+                raise _Unreadable(f"checkpoint {self.folder}/{step} cannot be read: {name} is not what was written")
 
     def _about(self, step: int) -> dict[str, Any]:
         about = self._read(step, about=ocp.args.JsonRestore()).about

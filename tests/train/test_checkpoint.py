@@ -14,6 +14,7 @@ import pytest
 
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.parallel.rules import infer, with_shardings
+from lcm_jax.train import hashes
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
 from lcm_jax.train.state import State
 
@@ -173,6 +174,26 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_last_good(tmp_path, damage
     assert checkpointer.steps() == [25, 30]
     np.testing.assert_array_equal(checkpointer.restore(shapes).state["noise"], noise(30))
     assert (tmp_path / "30.unreadable").is_dir()
+
+
+def test_a_bit_that_has_turned_is_noticed_in_every_file(tmp_path, caplog):
+    save_all(tmp_path, [10, 20])
+    shapes = abstract(make_state())
+    files = [file for file in files_of(tmp_path / "20") if file.name not in ("commit_success.txt", hashes.STAMPED)]
+    assert len(files) > 8 and Path(hashes.FILE) in files
+    for file in files:
+        path = tmp_path / "20" / file
+        good = path.read_bytes()
+        turned = bytearray(good)
+        turned[len(good) // 2] ^= 4
+        path.write_bytes(turned)
+        checkpointer = Checkpointer(tmp_path, read_only=True)
+        assert checkpointer.restore(shapes).step == 10
+        checkpointer.close()
+        path.write_bytes(good)
+    assert caplog.text.count("is not what was written") == len(files)
+    (tmp_path / "20" / hashes.FILE).unlink()  # of before hashes were kept: there is nothing to compare with
+    assert Checkpointer(tmp_path, read_only=True).restore(shapes).step == 20
 
 
 @pytest.mark.filterwarnings(UNAWAITED)

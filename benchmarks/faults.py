@@ -1,0 +1,228 @@
+"""What a run of two processes survives: kills, signals, damaged checkpoints, slow and missing data; bit for bit.
+
+    python -m benchmarks.faults --data data/emoji [--kills 20 --terms 10 --seed 0]
+
+launch.local_cluster runs launch.train once undisturbed and once disturbed: one of its processes gets SIGKILL while
+starting, stepping or writing a checkpoint, or SIGTERM; the newest checkpoint is cut or one bit of it turned, a shard is
+removed or cut, batches come late. After each the same command is given again, and the end is compared byte by byte.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import config_file, results
+from benchmarks.kill import Watch, compare
+from benchmarks.step_time import load_config
+from lcm_jax.run_folder import CHECKPOINTS
+from lcm_jax.train import metrics
+
+ROOT = Path(__file__).parents[1]
+POLL = 0.01
+LAST = 240.0  # seconds for what was hit to end
+SLOW = (  # launch.train whose every tenth batch comes a second late
+    "import runpy, sys, time; from lcm_jax.data.loader import Loader; own = Loader.__next__; count = iter(range(9**9));"
+    "Loader.__next__ = lambda self: (next(count) % 10 or time.sleep(1), own(self))[1];"
+    "sys.argv[0] = 'launch/train.py'; runpy.run_module('launch.train', run_name='__main__')"
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a life; `moment` is when, `share` how far into it, `process` to which of the two."""
+
+    kind: str  # SIGKILL, SIGTERM, or "slow" data
+    moment: str = "end"
+    n: int = 1
+    share: float = 0.0
+    process: int = 0
+
+
+@dataclass
+class Life:
+    """What became of one start of the command."""
+
+    fault: Fault
+    hit: bool = False  # the fault came before the life's own end
+    code: int = 0
+    went_on_from: int | None = None
+    last_step: int | None = None
+    kept: int = 0  # newest whole checkpoint
+    seconds: float = 0.0
+    said: str = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/emoji_lcd.py")
+    parser.add_argument("--data", required=True, help="latent folder")
+    parser.add_argument("--work", default="runs/faults", help="a new folder")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--terms", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--checkpoint_steps", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=8)
+    args = parser.parse_args()
+    work = Path(args.work).absolute()
+    work.mkdir(parents=True)
+    data = work / "data"
+    shutil.copytree(args.data, data)
+    config = load_config(args.config)
+    config = config_file.train(config, args.steps, str(data), args.batch_size, args.checkpoint_steps)
+    file = config_file.write(config, work / "config.py")
+    whole = live(file, work / "whole", Fault("none"), 30.0)
+    start = whole.seconds - span(work / "whole")  # of a life, until its first step
+    print(f"undisturbed: {whole.seconds:.0f} s, of which {start:.0f} s until the first step", flush=True)
+    lives, damages = [], []
+    run = work / "broken"
+    for fault in faults(args.kills, args.terms, args.checkpoint_steps, random.Random(args.seed)):
+        if fault.kind in ("cut", "flipped"):
+            damages.append(damage(run, fault.kind))
+            continue
+        if fault.kind in ("removed", "shortened"):
+            damages.append(missing(file, run, data, fault.kind, start))
+            continue
+        lives.append(live(file, run, fault, start))
+        print(f"life {len(lives)}: {lives[-1]}", flush=True)
+        for found in damages:
+            found.setdefault("answer", lives[-1].said)
+            found.setdefault("went_on_from", lives[-1].went_on_from)
+        if not lives[-1].hit and fault.kind != "slow":
+            raise RuntimeError(f"the run ended before {fault}: give it more steps")
+    while not lives[-1].code == 0 or lives[-1].hit:
+        lives.append(live(file, run, Fault("none"), start))
+    compared = compare(work / "whole", run)
+    sound = {
+        "equal": all(part["different_bytes"] == 0 for part in compared["state"].values()) and compared["metrics"],
+        "nothing_lost": all(b.went_on_from in (None, a.kept) for a, b in zip(lives, lives[1:], strict=False)
+                            if not any(d.get("went_on_from") == b.went_on_from for d in damages)),
+        "signals_kept_their_step": all(x.kept == x.last_step for x in lives if x.fault.kind == "SIGTERM"),
+    }  # fmt: skip
+    values = {k: v for k, v in vars(args).items() if k not in ("work", "data")}
+    lived = [asdict(x) for x in lives]
+    results.save("faults", {**values, **sound, "compared": compared, "damages": damages, "lives": lived})
+    if not all(sound.values()):
+        sys.exit(f"error: {sound}")
+
+
+def faults(kills: int, terms: int, save: int, rng: random.Random) -> list[Fault]:
+    """All of them in an order drawn from the seed; a damaged checkpoint is met by the life after it."""
+    moments = ["starting", "stepping", "writing"]
+    found = [
+        Fault("SIGKILL", moments[i % 3], rng.randint(1, save + 2), rng.random(), rng.randrange(2)) for i in range(kills)
+    ]
+    found += [Fault("SIGTERM", "stepping", rng.randint(1, save), rng.random(), rng.randrange(2)) for _ in range(terms)]
+    rng.shuffle(found)
+    for kind in ("cut", "flipped", "removed", "shortened", "slow"):
+        found.insert(rng.randrange(len(found) // 2, len(found) - 1), Fault(kind))
+    return found
+
+
+def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
+    """Starts the command and does to it what the fault says; `start` seconds pass until its first step."""
+    life, number = Life(fault), len(list(run.parent.glob(f"{run.name}-*.log"))) + 1
+    log = run.with_name(f"{run.name}-{number}.log")
+    module = ["-c", SLOW] if fault.kind == "slow" else ["-m", "launch.train"]
+    command = [sys.executable, "-m", "launch.local_cluster", "--processes=2", "--devices=1", "--", sys.executable]
+    command += [*module, f"--config={config}", f"--run={run}"]
+    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    with log.open("wb") as stream:
+        watch, begun = Watch(run, log), time.time()
+        streams = {"stdout": stream, "stderr": stream, "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **streams)
+    try:
+        while process.poll() is None and not reached(watch, fault, begun, start):
+            time.sleep(POLL)
+            watch.look()
+        if process.poll() is None:
+            time.sleep(fault.share * 0.3 if fault.moment != "starting" else 0)
+            hit = sorted(children(process.pid))[fault.process :][:1]
+            if hit:
+                os.kill(hit[0], getattr(signal, fault.kind))
+                life.hit = True
+        life.code = process.wait(timeout=LAST)
+    finally:
+        if process.poll() is None:
+            for child in [*children(process.pid), process.pid]:
+                os.kill(child, signal.SIGKILL)
+            process.wait()
+    watch.look()
+    life.seconds = round(time.time() - begun, 1)
+    if fault.kind in ("none", "slow") and life.code:
+        raise RuntimeError(f"a life ended by itself with {life.code}: see {log}")
+    life.kept = max((int(p.name) for p in (run / CHECKPOINTS).glob("*") if p.name.isdigit()), default=0)
+    if watch.steps:
+        life.went_on_from, life.last_step = watch.steps[0]["step"] - 1, watch.steps[-1]["step"]
+    telling = ("cannot be read", "last good", "error:", "stopped by a signal")
+    life.said = " | ".join(x[:200] for x in watch.text.splitlines() if any(word in x for word in telling))[:600]
+    return life
+
+
+def reached(watch: Watch, fault: Fault, begun: float, start: float) -> bool:
+    """Whether a fault's moment has come."""
+    if fault.moment == "starting":
+        return time.time() - begun > fault.share * start
+    if fault.moment == "stepping":
+        return len(watch.steps) >= fault.n
+    return fault.moment == "writing" and bool(watch.saves) and watch.writing()
+
+
+def damage(run: Path, kind: str) -> dict[str, Any]:
+    """Cuts the largest file of the newest checkpoint, or turns one bit in the middle of it."""
+    newest = max((p for p in (run / CHECKPOINTS).glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
+    file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    if kind == "cut":
+        data = data[: len(data) // 2]
+    else:
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return {"kind": kind, "checkpoint": int(newest.name), "file": str(file.relative_to(newest))}
+
+
+def missing(config: Path, run: Path, data: Path, kind: str, start: float) -> dict[str, Any]:
+    """Takes a shard away, or half of it, while the run steps; it and a new life say so or go on; then puts it back."""
+    shard = sorted(data.glob("*.array_record"))[0]
+    kept = shard.with_suffix(".kept")
+    found: dict[str, Any] = {"kind": kind, "file": shard.name}
+    shutil.copy(shard, kept)
+    if kind == "removed":
+        shard.unlink()
+    else:
+        shard.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    before = sorted(p.name for p in (run / CHECKPOINTS).iterdir())
+    try:
+        again = live(config, run, Fault("SIGTERM", "stepping", 10**6), start)
+        found |= {"code": again.code, "answer": again.said, "went_on_from": again.went_on_from}
+    finally:
+        kept.replace(shard)
+    found["checkpoints_untouched"] = before == sorted(p.name for p in (run / CHECKPOINTS).iterdir())
+    return found
+
+
+def span(run: Path) -> float:
+    """Seconds between the first and the last report of a run."""
+    times = [row["time"] for row in metrics.read(run / metrics.FILE)]
+    return times[-1] - times[0]
+
+
+def children(parent: int) -> Sequence[int]:
+    """The processes that a process has started; none once it is gone."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+if __name__ == "__main__":
+    main()
