@@ -63,7 +63,7 @@ class RunRecord:
 
 def run_record(where: str | Path) -> RunRecord:
     """Reads a run's folder; FileNotFoundError where there is none."""
-    where = Path(where)
+    where = Path(run_folder.located(where))
     run_folder.check_run(where)
     config = json.loads((where / run_folder.CONFIG).read_text(encoding="utf-8"))
     numbers = where / metrics.FILE
