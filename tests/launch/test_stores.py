@@ -1,0 +1,218 @@
+"""Runs and latents on object stores, against emulators of Google's and Amazon's on this machine."""
+
+import json
+import sys
+from asyncio import sleep
+from types import SimpleNamespace
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+import tiny
+from store_emulators import Faults, amazon, google
+
+from lcm_jax import build, run_copy, run_folder
+from lcm_jax.assess import watching
+from lcm_jax.data import latent_copy, manifest
+from lcm_jax.data.loader import make_loader
+from lcm_jax.data.store import Store, StoreError, cache_folder
+from lcm_jax.source import open_model
+from lcm_jax.train.checkpoint import Checkpointer
+
+NOWHERE = "http://127.0.0.1:9"  # the port of "discard", where nobody listens
+STEPS = 4
+
+
+@pytest.fixture(scope="module", params=[google, amazon], ids=["gs", "s3"])
+def store(request):
+    """The URL of a bucket, the faults of its server, and the variable that says where the server is."""
+    faults = Faults()
+    with pytest.MonkeyPatch.context() as patch:
+        stop, variable = request.param(patch, faults)
+        scheme = {"google": "gs", "amazon": "s3"}[request.param.__name__]
+        yield SimpleNamespace(url=f"{scheme}://bucket", scheme=scheme, faults=faults, variable=variable)
+        stop()
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """An empty disk: machine("b") is another one."""
+    use = lambda name: monkeypatch.setenv("LCM_JAX_CACHE", str(tmp_path / name))
+    use("a")
+    return use
+
+
+def copied(folder, url):
+    target = Store(url)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target.put(path, path.relative_to(folder).as_posix())
+    return url
+
+
+def content(url, name):
+    return [json.loads(line) for line in Store(url).read(name).decode().splitlines()]
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def diffusion(first, latents, steps, **loop):
+    loop = {"log_steps": 1, "checkpoint_steps": 1, **loop}
+    return tiny.config({"name": "diffusion"}, {"start": str(first.teacher)}, latents, steps=steps, loop=loop)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, first, tmp_path_factory):
+    """A run of this machine's own disk: folder and last state."""
+    where = tmp_path_factory.mktemp("local") / "run"
+    return where, run_folder.train(build.run(diffusion(first, data.latents, STEPS)), where, progress=False)
+
+
+def test_a_run_goes_on_from_the_store_alone_while_it_fails_at_times(store, data, first, undisturbed, machine, tmp_path):
+    latents, where = copied(data.latents, f"{store.url}/latents"), f"{store.url}/runs/one"
+    train = lambda config: run_folder.train(build.run(config), where, progress=False)
+    train(diffusion(first, latents, 2))
+    assert not list(tmp_path.glob("*:*")) and run_folder.is_run(where)
+
+    machine("b")
+    store.faults.every = 40
+    try:
+        state = train(diffusion(first, latents, STEPS, sample_steps=STEPS))
+    finally:
+        store.faults.every = 0
+    assert store.faults.struck > 3
+    same(state, undisturbed[1])
+    assert [row["step"] for row in content(where, "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [life["step"] for life in content(where, "lives.jsonl")] == [0, 2]
+    there = Store(where).list()
+    assert "samples/step_0000004.png" in there and any("tfevents" in name for name in there)
+    assert not [name for name in there if name.startswith("checkpoints/2")]  # the newest two are kept
+
+    machine("c")
+    assert watching.steps_of(run_copy.located(where)) == [3, 4]
+    ours, theirs = run_folder.pipeline(where), run_folder.pipeline(undisturbed[0])
+    same(ours.params, theirs.params)
+    assert ours.origin["model"] == where and ours.origin["step"] == STEPS
+    draw = lambda pipe: pipe("a red disc", steps=2, seed=1)
+    np.testing.assert_array_equal(draw(ours), draw(theirs))
+    out = run_folder.export(where, tmp_path / "exported")
+    there = copied(out, f"{store.url}/exported")
+    assert run_folder.takes_captions(there) and not run_folder.is_run(there)
+    same(open_model(there).load("unet"), undisturbed[1].ema)
+    run, again = run_folder.reopen(where)
+    run.loader.close()
+    same(again, undisturbed[1])
+
+    other = diffusion(first, latents, STEPS) | {"seed": 1}
+    with pytest.raises(ValueError, match=f"{where}|holds a run whose config differs in seed"):
+        run_folder.train(build.run(other), where, progress=False)
+
+
+def test_latents_are_copied_once_by_split_and_checked(store, data, machine, monkeypatch):
+    url = copied(data.latents, f"{store.url}/more/latents")
+    batch = lambda folder: next(make_loader(folder, "train", 8))
+    same(batch(url), batch(data.latents))
+    copy = latent_copy.here(url, "train")
+    held = {path.name for path in copy.glob("*.array_record")}
+    assert held == {shard["file"] for shard in data.manifest.shards if shard["split"] == "train"}
+    whole = latent_copy.here(url)
+    assert whole == copy and len(list(copy.glob("*.array_record"))) == len(data.manifest.shards) > len(held)
+    before = store.faults.seen
+    latent_copy.here(url)
+    assert store.faults.seen - before <= 6  # the list and the manifest
+
+    machine("b")
+    monkeypatch.setattr(latent_copy, "PAUSES", (0.01,))
+    shard = data.manifest.shards[0]["file"]
+    damaged = bytearray(Store(url).read(shard))
+    damaged[-1] ^= 1
+    Store(url).write(shard, bytes(damaged))
+    with pytest.raises(ValueError, match=f"{url}/{shard} is not the manifest's"):
+        batch(url)
+    Store(url).remove(shard)
+    with pytest.raises(FileNotFoundError, match=f"{url}/{shard} is missing"):
+        batch(url)
+    Store(url).remove(manifest.FILE)
+    with pytest.raises(FileNotFoundError, match=f"{url} has no manifest.json"):
+        batch(url)
+
+
+def test_a_copy_follows_what_changes_on_the_store(store, first, tmp_path):
+    url = copied(first.student, f"{store.url}/model")
+    assert open_model(url).load("autoencoder")
+    copy = run_copy.located(url)
+    before = store.faults.seen
+    run_copy.located(url)
+    assert store.faults.seen - before <= 3
+    Store(url).write("model.json", (first.student / "model.json").read_bytes() + b"\n")
+    Store(url).remove("autoencoder.safetensors")
+    run_copy.located(url)
+    assert (copy / "model.json").read_bytes() == Store(url).read("model.json")
+    with pytest.raises(FileNotFoundError, match="lacks autoencoder.safetensors"):
+        open_model(url).load("autoencoder")
+    with pytest.raises(FileNotFoundError, match=f"{store.url}/nothing holds nothing"):
+        run_folder.pipeline(f"{store.url}/nothing")
+    with pytest.raises(ValueError, match="copy the folder to this machine"):
+        run_folder.keep_sigmas(url, [[1.0]])
+
+
+def test_a_store_out_of_reach_ends_the_start_in_one_line(store, monkeypatch, first, data):
+    impatient(monkeypatch, store)
+    monkeypatch.setenv(store.variable, NOWHERE)
+    config = diffusion(first, f"{store.url}/latents", 2)
+    for start in (
+        lambda: build.run(config),
+        lambda: run_folder.train(None, f"{store.url}/runs/out_of_reach"),
+        lambda: run_folder.pipeline(f"{store.url}/runs/one"),
+    ):
+        with pytest.raises(StoreError, match=f"{store.url}/.* cannot be used .*: check the name of the bucket") as told:
+            start()
+        assert "\n" not in str(told.value)
+
+
+def test_a_bucket_that_is_not_there_is_said_to_be_missing(store, data, first, tmp_path):
+    run = build.run(diffusion(first, data.latents, 2))
+    with pytest.raises(StoreError, match=f"{store.scheme}://no-such-bucket/run cannot be used .*bucket"):
+        run_folder.train(run, f"{store.scheme}://no-such-bucket/run", progress=False)
+
+
+def impatient(monkeypatch, store):
+    """Libraries that do not wait between their tries, and begin anew."""
+    at_once = SimpleNamespace(sleep=lambda seconds: sleep(0))
+    if store.scheme == "gs":
+        import gcsfs.retry
+
+        monkeypatch.setattr(gcsfs.retry, "asyncio", at_once)
+        monkeypatch.setattr(fsspec.get_filesystem_class("gs"), "cachable", False)
+    else:
+        monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "cachable", False)
+        monkeypatch.setattr("lcm_jax.data.store.OPTIONS", {"s3": {"config_kwargs": {"retries": {"max_attempts": 1}}}})
+
+
+def test_a_half_sent_checkpoint_counts_for_nothing(store, data, first, machine):
+    if store.scheme == "gs":
+        pytest.skip("orbax itself tells whole checkpoints on gs:// from others")
+    where = f"{store.url}/runs/half"
+    config = diffusion(first, data.latents, 2)
+    run_folder.train(build.run(config), where, progress=False)
+    Store(where).remove("checkpoints/2.sent")
+    machine("b")
+    assert run_folder.load(where)[2] == 1
+    place = run_copy.opened(where)
+    assert sorted(path.name for path in (place.here / "checkpoints").iterdir()) == ["1"]
+    assert not [name for name in Store(where).list() if name.startswith("checkpoints/2/")]
+
+
+@pytest.mark.parametrize("url, library, extra", [("gs://a/b", "gcsfs", "gcs"), ("s3://a/b", "s3fs", "s3")])
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, url, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    fsspec.registry.target.pop(url[:2], None) if hasattr(fsspec.registry, "target") else None
+    with pytest.raises(ImportError, match=rf"{url} needs {library}: pip install -e '.\[{extra}\]'"):
+        Store(url)
+
+
+def test_other_stores_are_refused():
+    with pytest.raises(ValueError, match="az://a/b: of object stores gs:// and s3:// are known"):
+        Store("az://a/b")
