@@ -154,6 +154,8 @@ class StoredPlace(Place):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._over.set()
         self._thread.join()
+        if isinstance(error, StoreError):  # there is no use in another try
+            return
         try:
             self.send()
         except StoreError as failed:

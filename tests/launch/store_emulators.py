@@ -73,7 +73,7 @@ def google(patch: pytest.MonkeyPatch, faults: Faults) -> tuple[Callable[[], None
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     emulator = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
     emulator.start()
-    address = "http://127.0.0.1:{}".format(emulator._api._httpd.server_address[1])
+    address = f"http://127.0.0.1:{emulator._api._httpd.server_address[1]}"
     for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
         patch.setenv(name, address)
     patch.setenv("GOOGLE_CLOUD_PROJECT", "none")
@@ -84,7 +84,7 @@ def google(patch: pytest.MonkeyPatch, faults: Faults) -> tuple[Callable[[], None
 def amazon(patch: pytest.MonkeyPatch, faults: Faults) -> tuple[Callable[[], None], str]:
     """Starts a store for s3://; how to stop it and the variable that tells s3fs where it is."""
     for library in ("s3fs", "flask", "flask_cors"):
-        pytest.importorskip(library, reason=f"s3:// needs s3fs and the emulator moto with flask and flask-cors")
+        pytest.importorskip(library, reason="s3:// needs s3fs and the emulator moto with flask and flask-cors")
     server = pytest.importorskip("moto.server", reason="s3:// needs the emulator moto")
     application = pytest.importorskip("moto.moto_server.werkzeug_app").DomainDispatcherApplication
     call = application.__call__
