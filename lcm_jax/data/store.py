@@ -62,6 +62,7 @@ class Store:
         except ImportError:
             raise ImportError(f"{url} needs {library}: pip install -e '.[{extra}]'") from None
         logging.getLogger(library).setLevel(logging.CRITICAL)  # a traceback for each try; the error says it once
+        logging.getLogger("fsspec").setLevel(logging.WARNING)  # a line for each file
 
     def list(self) -> dict[str, Stored]:
         """The files below the folder by name; none where there is no such folder."""

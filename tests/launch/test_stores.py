@@ -14,6 +14,7 @@ import pytest
 import tiny
 from store_emulators import Faults, amazon, google
 
+from launch import entry
 from lcm_jax import build, run_copy, run_folder
 from lcm_jax.assess import watching
 from lcm_jax.checkpoint_copy import CheckpointCopies, whole_steps
@@ -263,3 +264,9 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, url, library, ex
 def test_other_stores_are_refused():
     with pytest.raises(ValueError, match="az://a/b: of object stores gs:// and s3:// are known"):
         Store("az://a/b")
+
+
+def test_results_are_written_to_this_machine():
+    assert entry.on_this_machine("out") == "out"
+    with pytest.raises(SystemExit, match="gs://bucket/out: results are written to this machine; give a path as --out"):
+        entry.on_this_machine("gs://bucket/out")
