@@ -62,6 +62,12 @@ def holds_run(where: str | Path) -> bool:
     return (Path(where) / CHECKPOINTS).is_dir() if told is None else told["run"]
 
 
+def named(where: str | Path) -> str:
+    """What the user calls a folder, or the folder that it is a copy of."""
+    told = origin(where)
+    return str(where) if told is None else told["url"]
+
+
 def origin(where: str | Path) -> dict[str, Any] | None:
     """What a copy says of where it comes from; None for a folder that is no copy."""
     path = Path(where) / ORIGIN

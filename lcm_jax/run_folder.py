@@ -29,7 +29,7 @@ from lcm_jax.objectives.base import condition_of
 from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.parallel.transfer import fetch
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
-from lcm_jax.run_copy import CONFIG, Place, checkpoints, holds_run, located, opened
+from lcm_jax.run_copy import CONFIG, Place, checkpoints, holds_run, located, named, opened
 from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
 from lcm_jax.train import averages, lives, loop
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
@@ -319,7 +319,7 @@ def takes_captions(source: str | Path, variant: str | None = None, kind: str | N
 def check_run(where: str | Path) -> None:
     """Raises FileNotFoundError for a folder that holds no run."""
     if not is_run(where):
-        raise FileNotFoundError(f"{where} holds no run: give a --run folder of launch.train")
+        raise FileNotFoundError(f"{named(where)} holds no run: give a --run folder of launch.train")
 
 
 def pipeline(

@@ -56,6 +56,8 @@ class Store:
         self.url = url.rstrip("/")
         self._scheme = scheme(url)
         self._root = self.url.partition("://")[2]
+        if not self._root:
+            raise ValueError(f"{url} names no bucket: give {self._scheme}://BUCKET/FOLDER")
         library, extra = INSTALLED[self._scheme]
         try:
             self._files = fsspec.filesystem(self._scheme, **OPTIONS[self._scheme])

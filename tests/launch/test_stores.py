@@ -214,6 +214,8 @@ def test_a_copy_follows_what_changes_on_the_store(store, first, tmp_path):
         open_model(url).load("autoencoder")
     with pytest.raises(FileNotFoundError, match=f"{store.url}/nothing holds nothing"):
         run_folder.pipeline(f"{store.url}/nothing")
+    with pytest.raises(FileNotFoundError, match=f"{url} holds no run"):
+        run_folder.load(url)
     with pytest.raises(ValueError, match="copy the folder to this machine"):
         run_folder.keep_sigmas(url, [[1.0]])
 
@@ -262,6 +264,8 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, url, library, ex
 
 
 def test_other_stores_are_refused():
+    with pytest.raises(ValueError, match="s3:// names no bucket"):
+        Store("s3://")
     with pytest.raises(ValueError, match="az://a/b: of object stores gs:// and s3:// are known"):
         Store("az://a/b")
 
