@@ -16,8 +16,12 @@ LOGIN = {
     "gs": "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS",
     "s3": "AWS_PROFILE or AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL where it is not Amazon's",
 }
-# Both libraries repeat what failed, waiting twice as long each time; gcsfs six times unless told otherwise.
-OPTIONS = {"gs": {}, "s3": {"config_kwargs": {"retries": {"max_attempts": 6, "mode": "standard"}}}}
+# Both libraries repeat what failed, waiting twice as long each time; gcsfs six times unless told otherwise. Neither may
+# answer from what it listed before: other machines write, too.
+OPTIONS = {
+    "gs": {"use_listings_cache": False},
+    "s3": {"use_listings_cache": False, "config_kwargs": {"retries": {"max_attempts": 6, "mode": "standard"}}},
+}
 PARTIAL = ".partial"
 
 
@@ -69,7 +73,6 @@ class Store:
     def list(self) -> dict[str, Stored]:
         """The files below the folder by name; none where there is no such folder."""
         with self._told():
-            self._files.invalidate_cache()
             try:
                 found = self._files.find(self._root, detail=True)
             except FileNotFoundError:
