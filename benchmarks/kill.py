@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from benchmarks import config_file, results
 from benchmarks.step_time import load_config
 from lcm_jax import build
-from lcm_jax.run_folder import CHECKPOINTS, CONFIG
+from lcm_jax.run_copy import CHECKPOINTS, CONFIG
 from lcm_jax.train import metrics
 from lcm_jax.train.checkpoint import Checkpointer
 

@@ -42,7 +42,16 @@ def parse(argv: list[str]) -> list[str]:
         stop(f"the config has no key {message}" if message.strip("'").isidentifier() else message)
     if rest[1:]:
         stop(f"unexpected argument {rest[1]!r}; every setting is a --flag")
+    if "out" in flags.FLAGS and flags.FLAGS.out:
+        on_this_machine(flags.FLAGS.out)
     return rest
+
+
+def on_this_machine(out: str) -> str:
+    """The path of a folder for results; stops where it is on an object store."""
+    if "://" in out:
+        stop(f"{out}: results are written to this machine; give a path as --out, and copy the folder there")
+    return out
 
 
 def underscored(argument: str) -> str:

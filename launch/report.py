@@ -17,6 +17,8 @@ flags.mark_flag_as_required("run")
 def main() -> None:
     from lcm_jax.assess import run_report
 
+    if OUT.value is None:
+        entry.on_this_machine(RUN.value)
     print(run_report.report(RUN.value, EVALUATION.value, OUT.value, OPERATIONS.value))
 
 

@@ -78,10 +78,10 @@ def main() -> None:
     if CHECKPOINT.value is not None and (VARIANT.present or DTYPE.present or KIND.present):
         entry.stop("--variant, --dtype and --kind are for --model")
     with several.joined():
-        from_prompts(prompts, W.value if GUIDANCE.value is None else GUIDANCE.value - 1)
+        from_prompts(prompts, W.value if GUIDANCE.value is None else GUIDANCE.value - 1, weights)
 
 
-def from_prompts(prompts: list[str], w: float | None) -> None:
+def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
     """Pictures of prompts; of several processes each draws its own."""
     import jax
 

@@ -17,7 +17,8 @@ flags.mark_flag_as_required("checkpoint")
 def main() -> None:
     from lcm_jax.assess import telemetry
 
-    print(telemetry.show(CHECKPOINT.value, OUT.value or CHECKPOINT.value, BATCHES.value, LEVELS.value))
+    out = OUT.value or entry.on_this_machine(CHECKPOINT.value)
+    print(telemetry.show(CHECKPOINT.value, out, BATCHES.value, LEVELS.value))
 
 
 if __name__ == "__main__":

@@ -99,8 +99,9 @@ def of_model(given: str | os.PathLike, dtype: str = "float32", variant: str | No
 
 def of_run(where: str | os.PathLike, weights: str = "ema", step: int | None = None) -> Leaving:
     """The model of a run at a step, with the run's record in `about`."""
+    where = Path(run_folder.located(where))
     spec, networks, step = run_folder.load(where, step, weights)
-    beside = source.FlaxFolder(Path(where))
+    beside = source.FlaxFolder(where)
     names = [*networks, *source.text_networks(spec)]
 
     def load(name: str) -> Params:

@@ -17,6 +17,7 @@ import numpy as np
 from lcm_jax import build, latent_norm
 from lcm_jax.build import Run
 from lcm_jax.data.image_loader import training_images
+from lcm_jax.data.store import is_url
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.export import flax_folder
@@ -28,6 +29,7 @@ from lcm_jax.objectives.base import condition_of
 from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.parallel.transfer import fetch
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
+from lcm_jax.run_copy import CONFIG, Place, checkpoints, holds_run, located, named, opened
 from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
 from lcm_jax.train import averages, lives, loop
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
@@ -38,7 +40,7 @@ from lcm_jax.weights import folder
 
 log = logging.getLogger(__name__)
 WEIGHTS = ("ema", "params", "target")
-CONFIG, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
+SAMPLES = "samples"
 FREE = ("steps", "loop", "checkpoint", "mesh")  # sections that may change when a run goes on
 SHOWN = 16  # images in a training grid
 MEASURED = 32  # images a call when latents are measured
@@ -47,19 +49,25 @@ MEASURED = 32  # images a call when latents are measured
 def train(
     run: Run, where: str | Path, progress: bool = True, profile: tuple[int, int] | None = None
 ) -> State:
-    """Starts the run in `where`, or goes on with the one that is there; returns the last state.
+    """Starts the run in `where`, a path or a URL, or goes on with the one that is there; returns the last state.
 
     `profile` are the first and the last step to be recorded in the folder's profile.
 
     Of several processes the first alone writes what is not a checkpoint. Raises ValueError if the folder holds another
     run, or if another process was given another config.
     """
-    where = Path(where)
-    open_folder(run, where)
+    with opened(where) as place:
+        return train_in(place, run, progress, profile)
+
+
+def train_in(place: Place, run: Run, progress: bool, profile: tuple[int, int] | None) -> State:
+    """`train` in a place of this machine."""
+    open_folder(run, place)
+    where = place.here
     first = jax.process_index() == 0
     about = {"spec": run.spec.to_json(), "trains": run.trains}
     loop_settings = dict(run.config["loop"])
-    keep = Checkpointer(where / CHECKPOINTS, about=about, **run.config["checkpoint"])
+    keep = Checkpointer(checkpoints(where), about=about, **run.config["checkpoint"])
     restored = keep.restore(run.abstract)
     if restored is None:
         state, start = run.init(), 0
@@ -99,9 +107,10 @@ def reopen(where: str | Path) -> tuple[Run, State]:
 
     Raises FileNotFoundError for a folder without a run, CheckpointError for a run without a checkpoint.
     """
+    where = Path(located(where))
     check_run(where)
-    run = build.run(json.loads((Path(where) / CONFIG).read_text()))
-    keep = Checkpointer(Path(where) / CHECKPOINTS, read_only=True)
+    run = build.run(json.loads((where / CONFIG).read_text()))
+    keep = Checkpointer(checkpoints(where), read_only=True)
     try:
         restored = keep.restore(run.abstract)
     finally:
@@ -112,8 +121,9 @@ def reopen(where: str | Path) -> tuple[Run, State]:
     return run, restored.state
 
 
-def open_folder(run: Run, where: Path) -> None:
+def open_folder(run: Run, place: Place) -> None:
     """Writes config and description of a new run; ValueError if the folder is another run's, or not shared by all."""
+    where = place.here
     told = json.dumps(run.config)
     if not the_same(zlib.crc32(json.dumps(run.config, sort_keys=True).encode())):
         raise ValueError("the processes were given different configs: start each with the same command")
@@ -131,8 +141,9 @@ def open_folder(run: Run, where: Path) -> None:
         if new:
             write_description(run, where)
         folder.write_text(config, json.dumps(run.config, indent=2) + "\n")
+        place.send()
     on_all(True)  # the first process has written
-    if not on_all(config.exists()):
+    if not on_all(place.has(CONFIG)):
         raise ValueError(f"{where} is not the same folder for every process: give a --run on storage that all share")
 
 
@@ -156,7 +167,7 @@ def chosen(where: str | Path, weights: str) -> str:
         raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
     if kind != "ema":
         return kind
-    return averages.part(build.average_names(json.loads((Path(where) / CONFIG).read_text())), number or None)
+    return averages.part(build.average_names(json.loads((Path(located(where)) / CONFIG).read_text())), number or None)
 
 
 def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[Spec, dict[str, Params], int]:
@@ -165,12 +176,12 @@ def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tu
     `weights` are those of `chosen`. An unreadable newest checkpoint is passed over with a warning.
     Raises FileNotFoundError or CheckpointError saying what is missing.
     """
-    where = Path(where)
+    where = Path(located(where))
     check_run(where)
     weights = chosen(where, weights)
     model = FlaxFolder(where)
     spec = model.spec
-    keep = Checkpointer(where / CHECKPOINTS, read_only=True)
+    keep = Checkpointer(checkpoints(where), read_only=True)
     try:
         trains, part, step = newest(keep, spec, weights) if step is None else trained(keep, spec, weights, step)
     finally:
@@ -185,11 +196,12 @@ def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tu
 
 def adapters(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[ModelSpec, Params, int]:
     """A run's adapters as they were trained, with spec and step; ValueError for a run that trains none."""
-    model = FlaxFolder(Path(where))
+    where = Path(located(where))
+    model = FlaxFolder(where)
     if "lora" not in model.spec.about:
         raise ValueError(f"{where} trains a whole network, no adapters: export it as another format")
     weights = chosen(where, weights)
-    keep = Checkpointer(Path(where) / CHECKPOINTS, read_only=True)
+    keep = Checkpointer(checkpoints(where), read_only=True)
     try:
         found = newest(keep, model.spec, weights) if step is None else trained(keep, model.spec, weights, step)
     finally:
@@ -248,12 +260,13 @@ def export(
     An autoencoder leaves with latents of zero mean and unit variance over its training images, the scale that
     its description promises.
     """
+    where = Path(located(where))
     spec, networks, step = load(where, step, weights)
     if spec.role == "autoencoder":
-        data = json.loads((Path(where) / CONFIG).read_text())["data"]
+        data = json.loads((where / CONFIG).read_text())["data"]
         networks = {"autoencoder": normalised(spec, networks["autoencoder"], data)}
     description = recorded(spec, where, step, weights).to_json()
-    model = FlaxFolder(Path(where))
+    model = FlaxFolder(where)
     networks |= {name: model.load(name, on_host) for name in text_networks(spec)}
     to_bytes = flax_file.to_bytes if msgpack else None
     return flax_folder.write(out, description, networks, to_bytes, dtype, overwrite, model.tokenizers)
@@ -261,7 +274,8 @@ def export(
 
 def recorded(spec: Spec, where: str | Path, step: int, weights: str) -> Spec:
     """The spec with how it was trained in `about`: step, weights, config, and the same of what the run went on from."""
-    config = json.loads((Path(where) / CONFIG).read_text())
+    where = Path(located(where))
+    config = json.loads((where / CONFIG).read_text())
     before = {"before": spec.about["training"]} if "training" in spec.about else {}
     record = {"step": step, "weights": chosen(where, weights), "config": config, **before}
     return replace(spec, about={**spec.about, "training": record})
@@ -278,7 +292,7 @@ def normalised(spec: ModelSpec, params: Params, data: Mapping[str, Any]) -> Para
 
 def is_run(where: str | Path) -> bool:
     """Whether a folder holds a run rather than exported weights."""
-    return (Path(where) / CHECKPOINTS).is_dir()
+    return holds_run(located(where))
 
 
 def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]]) -> None:
@@ -286,6 +300,8 @@ def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]]) -> None:
 
     Raises ValueError for levels that do not fall within the model's range, or a run.
     """
+    if is_url(where):
+        raise ValueError(f"{where} lies on an object store: copy the folder to this machine to keep noise levels in it")
     if is_run(where):
         raise ValueError(f"{where} is a run: export it first, its noise levels are kept in the exported folder")
     spec = open_model(where).spec
@@ -295,6 +311,7 @@ def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]]) -> None:
 
 def takes_captions(source: str | Path, variant: str | None = None, kind: str | None = None) -> bool:
     """Whether a run, or a model of any source, draws by captions; no weights are read."""
+    source = located(source)
     model = FlaxFolder(Path(source)) if is_run(source) else open_model(source, variant, kind)
     return not isinstance(model.spec, EDMSpec)
 
@@ -302,17 +319,18 @@ def takes_captions(source: str | Path, variant: str | None = None, kind: str | N
 def check_run(where: str | Path) -> None:
     """Raises FileNotFoundError for a folder that holds no run."""
     if not is_run(where):
-        raise FileNotFoundError(f"{where} holds no run: give a --run folder of launch.train")
+        raise FileNotFoundError(f"{named(where)} holds no run: give a --run folder of launch.train")
 
 
 def pipeline(
     source: str | Path, step: int | None = None, weights: str = "ema", dtype: str | None = None
 ) -> Pipeline | EDMPipeline:
     """The pipeline of a run, or of any model (source.open_model); `dtype` is what the U-Net computes in."""
+    given, source = source, located(source)
     if not is_run(source):
         return Pipeline.load(source, dtype) if takes_captions(source) else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)
-    origin = {"model": str(source), "step": step, "weights": chosen(source, weights)}
+    origin = {"model": str(given), "step": step, "weights": chosen(source, weights)}
     if isinstance(spec, EDMSpec):
         return EDMPipeline(spec, params, origin)
     if dtype is not None:

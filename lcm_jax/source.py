@@ -23,6 +23,7 @@ from lcm_jax.models.functional import Net
 from lcm_jax.models.latent_statistics import latent_statistics
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec, PathSpec, TextSpec, build
 from lcm_jax.models.unet import UNetConfig, unet
+from lcm_jax.run_copy import located
 from lcm_jax.typing import Params
 from lcm_jax.weights import bijection, diffusers_folder, diffusers_hub, folder
 from lcm_jax.weights.diffusers_names import autoencoder_names
@@ -173,7 +174,7 @@ class SingleFileModel(Model):
 
 
 def open_model(source: str | os.PathLike, variant: str | None = None, kind: str | None = None) -> Model:
-    """The model of a path, the name of a shipped one ("emoji-teacher"), or a name on the Hugging Face hub.
+    """The model of a path, a URL, the name of a shipped one ("emoji-teacher"), or a name on the Hugging Face hub.
 
     `variant` ("fp16") chooses among the files of a diffusers folder; `kind` ("eps" or "v") is what a single file's
     U-Net predicts, which most do not say. Raises FileNotFoundError or ValueError saying what is wrong with it and
@@ -188,6 +189,7 @@ def open_model(source: str | os.PathLike, variant: str | None = None, kind: str 
 
 
 def _open(source: str | os.PathLike, variant: str | None, kind: str | None) -> Model:
+    source = located(source)
     path = Path(source)
     shipped = {made.parent.name: made.parent for made in sorted(ASSETS.glob(f"*/{folder.DESCRIPTION}"))}
     if path.is_file():

@@ -37,6 +37,7 @@ DOORS = {  # library: the only places it may be imported, of lcm_jax unless laun
     "safetensors": ["weights"],
     "grain": ["data"],
     "array_record": ["data"],
+    "fsspec": ["data.store"],
     "pyarrow": ["data"],
     "tensorflow_datasets": ["data"],
     "PIL": ["data", "evaluate"],

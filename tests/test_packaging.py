@@ -89,7 +89,7 @@ def test_the_core_needs_neither_torch_nor_tensorflow():
     assert not [name for name in required if name.startswith(("torch", "tensorflow", "diffusers"))]
     assert {"jax>=0.10.2", "flax>=0.12", "optax>=0.2.8", "orbax-checkpoint"} <= set(required)
     extras = setup_cfg()["options.extras_require"]
-    assert {"cuda", "tpu", "torch", "hub", "tfds", "parquet", "data", "test"} == set(extras)
+    assert {"cuda", "tpu", "torch", "hub", "tfds", "parquet", "gcs", "s3", "data", "test"} == set(extras)
     assert set(extras["data"].split()) <= set(extras["test"].split())
 
 

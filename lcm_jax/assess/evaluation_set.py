@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lcm_jax import data
-from lcm_jax.data import manifest
+from lcm_jax.data import latent_copy, manifest
 from lcm_jax.data.crop import Crop
 from lcm_jax.data.example import HELDOUT, TRAIN
 from lcm_jax.data.latent_rows import LatentRows
@@ -66,6 +66,7 @@ def open_folder(
     Without a `reader`, the one the folder says it was encoded with; `options` go before those it was encoded
     with. Raises ValueError when the folder does not fit the model, or names no reader.
     """
+    folder = latent_copy.here(folder)
     made = manifest.read(folder)
     told = {} if isinstance(spec, EDMSpec) else {"context_width": spec.unet.context_width}
     manifest.check_fits(made, spec.latent_shape, **told)

@@ -63,10 +63,10 @@ class RunRecord:
 
 def run_record(where: str | Path) -> RunRecord:
     """Reads a run's folder; FileNotFoundError where there is none."""
-    where = Path(where)
+    name, where = Path(where).resolve().name, Path(run_folder.located(where))
     run_folder.check_run(where)
     config = json.loads((where / run_folder.CONFIG).read_text(encoding="utf-8"))
     numbers = where / metrics.FILE
     rows = metrics.read(numbers) if numbers.exists() else []
     grids = sorted((where / run_folder.SAMPLES).glob("*.png"))
-    return RunRecord(where.resolve().name, config, rows, lives.read(where), grids)
+    return RunRecord(name, config, rows, lives.read(where), grids)

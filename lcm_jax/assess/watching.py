@@ -27,6 +27,7 @@ def landed(where: str | Path, poll: float, sleep: Callable[[float], None] = time
     One that the run has deleted meanwhile, keeping the newest alone, is passed over.
     Raises FileNotFoundError for a folder without a run.
     """
+    where = Path(run_folder.located(where))
     run_folder.check_run(where)
     seen: set[int] = set()
     while True:
@@ -34,7 +35,7 @@ def landed(where: str | Path, poll: float, sleep: Callable[[float], None] = time
         if new:  # one at a time: using it takes a while, others land and go
             seen.add(new[0])
             yield new[0]
-        elif seen and max(seen) >= json.loads((Path(where) / run_folder.CONFIG).read_text())["steps"]:
+        elif seen and max(seen) >= json.loads((where / run_folder.CONFIG).read_text())["steps"]:
             return
         else:
             sleep(poll)
@@ -42,7 +43,7 @@ def landed(where: str | Path, poll: float, sleep: Callable[[float], None] = time
 
 def steps_of(where: str | Path) -> list[int]:
     """The steps of the complete checkpoints of a run, ascending."""
-    keep = Checkpointer(Path(where) / run_folder.CHECKPOINTS, read_only=True)
+    keep = Checkpointer(run_folder.checkpoints(where), read_only=True)
     try:
         return keep.steps()
     finally:

@@ -44,7 +44,7 @@ class LatentRows:
         self._lock = threading.Lock()
         self._held: dict[str, np.ndarray] | None = None
         for folder, made in zip(folders, self.manifests, strict=True):
-            problems = manifest.shard_problems(folder, made.shards)
+            problems = manifest.shard_problems(folder, manifest.shards_of(made, split))
             if problems:
                 more = f" (and {len(problems) - 1} more shards)" if len(problems) > 1 else ""
                 raise ValueError(problems[0] + more)

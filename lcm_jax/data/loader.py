@@ -9,6 +9,7 @@ from typing import Protocol, SupportsIndex, runtime_checkable
 import grain
 import numpy as np
 
+from lcm_jax.data import latent_copy
 from lcm_jax.data.latent_rows import LatentRows
 from lcm_jax.data.manifest import Manifest, Row
 
@@ -43,8 +44,9 @@ def make_loader(
     memory_limit: int = 4 * 2**30,
     threads: int = 2,
 ) -> "Loader":
-    """Batches of the latent data set(s) in `folder`; `batch_size` is global, `split` None takes both splits.
+    """Batches of the latent data set(s) in `folder`, a path or the URL of an object store, copied on first use.
 
+    `batch_size` is global, `split` None takes both splits.
     `own` holds the positions within each global batch that this process reads, by default all of them.
     `tag` and `groups` choose a subset. An epoch visits `each` of the "examples" once or, so that many
     variants of one thing do not crowd out the rest, each of the "groups" once, by a member drawn at random.
@@ -52,7 +54,7 @@ def make_loader(
     empty choice or a batch larger than the set raise ValueError or FileNotFoundError here, before anything
     is compiled.
     """
-    folders = [folder] if isinstance(folder, str | Path) else list(folder)
+    folders = [latent_copy.here(f, split) for f in ([folder] if isinstance(folder, str | Path) else folder)]
     rows = LatentRows(folders, split, tag, groups)
     if rows.nbytes <= memory_limit:
         rows.load()

@@ -244,5 +244,10 @@ def shard_problems(folder: str | Path, listed: Sequence[dict], hashes: bool = Fa
     return problems
 
 
+def shards_of(manifest: Manifest, split: str | None) -> list[dict]:
+    """The shards that hold a split, all for None."""
+    return [shard for shard in manifest.shards if split is None or shard["split"] == split]
+
+
 def _size(shape: tuple[int, ...]) -> str:
     return "x".join(str(n) for n in shape)

@@ -120,7 +120,7 @@ def test_every_average_is_kept_and_told_apart(labelled, data):
 
 
 def test_one_average_is_stored_as_it_always_was(train, data, labelled):
-    keep = Checkpointer(data.root / "plain_ict" / run_folder.CHECKPOINTS, read_only=True)
+    keep = Checkpointer(data.root / "plain_ict" / "checkpoints", read_only=True)
     saved = keep._about(STEPS)["leaves"]
     keep.close()
     assert {name.split("/")[0] for name in saved} == {"step", "params", "ema", "opt_state"}

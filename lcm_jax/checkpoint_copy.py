@@ -1,0 +1,53 @@
+"""Checkpoints that orbax cannot write to an object store itself: written here, sent when they are finished."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from lcm_jax.data.store import Store
+
+log = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
+SENT = ".sent"  # CHECKPOINTS/STEP.sent on the store says that all files of that step are there
+
+
+def whole_steps(names: Iterable[str]) -> set[int]:
+    """The steps whose checkpoints lie whole on a store that holds files of those names."""
+    return {int(name.split("/")[1].removesuffix(SENT)) for name in names if name.endswith(SENT)}
+
+
+class CheckpointCopies:
+    """Keeps the checkpoints of a run on a store the same as those in `folder`; `found` are the store's files.
+
+    What an earlier life did not finish sending is removed there. Raises StoreError.
+    """
+
+    def __init__(self, store: Store, folder: Path, found: Iterable[str]):
+        self._store, self._folder = store, folder
+        self._there = whole_steps(found)
+        started = {name.split("/")[1] for name in found if name.startswith(CHECKPOINTS + "/") and name.count("/") > 1}
+        for step in started - set(map(str, self._there)):
+            self._remove(step)
+
+    def send(self) -> None:
+        """Sends the steps that are finished here, removes those that are here no longer."""
+        # A step's folder is given its number when orbax has finished it.
+        here = {int(path.name) for path in self._folder.glob("*") if path.name.isdigit()}
+        for step in sorted(here - self._there):
+            try:
+                for path in sorted(path for path in (self._folder / str(step)).rglob("*") if path.is_file()):
+                    self._store.put(path, f"{CHECKPOINTS}/{path.relative_to(self._folder).as_posix()}")
+            except FileNotFoundError:  # newer ones have come meanwhile
+                self._remove(str(step))
+                continue
+            self._store.write(f"{CHECKPOINTS}/{step}{SENT}", b"")
+            self._there.add(step)
+        for step in sorted(self._there - here):
+            self._store.remove(f"{CHECKPOINTS}/{step}{SENT}")
+            self._remove(str(step))
+            self._there.discard(step)
+
+    def _remove(self, step: str) -> None:
+        for name in self._store.list():
+            if name.startswith(f"{CHECKPOINTS}/{step}/"):
+                self._store.remove(name)
