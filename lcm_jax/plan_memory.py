@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from tqdm import tqdm
 
 from lcm_jax.machine import version
 from lcm_jax.parallel.collectives import Traffic, collectives
@@ -91,7 +92,9 @@ def in_parts(plan: Plan, target: str, cache: Path | None = None) -> Memory:
     The peak is what stays on a device and the most that one part needs beside it.
     """
     programs, extra, runs = {}, {}, {}
-    for name, (function, arguments, stays, times, donated) in parts(plan).items():
+    bar = tqdm(parts(plan).items(), "compiling", unit="part", mininterval=0)
+    for name, (function, arguments, stays, times, donated) in bar:
+        bar.set_postfix_str(name)
         # What it does not read is there all the same.
         lowered = jax.jit(function, donate_argnums=donated, keep_unused=True).lower(*arguments)
         programs[name] = found = compiled(lowered, plan.devices, target, cache)

@@ -229,6 +229,8 @@ def _whole(tree: Any, mesh: Mesh) -> Any:
 def _batch(sample: dict[str, Any], size: int, mesh: Mesh) -> dict[str, Any]:
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % split:
-        raise ValueError(f"config.data.batch_size {size} does not divide over {split} devices (data x fsdp)")
+        near = " or ".join(str(n) for n in (size - size % split, size - size % split + split) if n)
+        why = f"config.data.batch_size {size} does not divide over {split} devices (data x fsdp)"
+        raise ValueError(f"{why}: --config.data.batch_size={near} does")
     sharding = batch_sharding(mesh)
     return {k: jax.ShapeDtypeStruct((size, *v.shape), v.dtype, sharding=sharding) for k, v in sample.items()}

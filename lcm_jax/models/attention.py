@@ -1,5 +1,8 @@
 """Attention, feed-forward and the spatial transformer that lets an image look at its caption."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from lcm_jax.models.attention_blocks import by_head
 from lcm_jax.models.layers import GroupNorm, Identity, Image, conv
 
 MANY = 2**19  # weights a head, 2 MiB of float32
+TOO_MANY, TURN = 2**22, 512  # weights a head that take memory rather than time; pixels that look at once
 
 Tokens = Float[Array, "b n d"]
 Heads = Float[Array, "b n h d"]
@@ -25,7 +29,22 @@ def attend(q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads:
         kernel = by_head if in_cache(q.shape[1] * k.shape[1]) else normalised_late
         return kernel(split(q), split(k), split(v)).reshape(q.shape)
     kernel = implementation(platform(), q.dtype, q.shape[-1] // heads)
-    return jax.nn.dot_product_attention(split(q), split(k), split(v), implementation=kernel).reshape(q.shape)
+    fused = partial(jax.nn.dot_product_attention, implementation=kernel)
+    if kernel == "xla" and q.shape[1] * k.shape[1] >= TOO_MANY and q.shape[1] % TURN == 0:
+        return in_turn(fused, split(q), split(k), split(v)).reshape(q.shape)
+    return fused(split(q), split(k), split(v)).reshape(q.shape)
+
+
+def in_turn(
+    kernel: Callable[..., Heads], q: Heads, k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
+) -> Heads:
+    """Attention of TURN pixels at a time, again on the way back: no weights of all pixels are kept, or ever there.
+
+    Pixels are what a mesh does not split, so that every device takes its samples and heads through one loop.
+    """
+    b, n, h, d = q.shape
+    turns = q.reshape(b, n // TURN, TURN, h, d).swapaxes(0, 1)
+    return jax.lax.map(jax.checkpoint(lambda some: kernel(some, k, v)), turns).swapaxes(0, 1).reshape(q.shape)
 
 
 def normalised_late(q: Heads, k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]) -> Heads:

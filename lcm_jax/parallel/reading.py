@@ -16,8 +16,9 @@ class Reading:
     """(path, weight) -> the weight whole over data and fsdp, split over tensor alone; to be traced.
 
     Called where a layer reads, so that what recomputes a block gathers its weights again instead of keeping them.
-    Left to find out by itself, XLA splits activations of large networks by channels (SD 1.5, TPU: four times the
-    memory), and with fsdp and tensor together (jax 0.10.2) it computes wrong products without a word.
+    Left to find out by itself, XLA may split activations by channels instead (SD 1.5's U-Net, compiled for 16 TPUs:
+    1,280 collective-permutes in a forward pass), and with fsdp and tensor together (jax 0.10.2) it computes wrong
+    products without a word.
     """
 
     rule_set: str  # by which the weights are split

@@ -58,3 +58,24 @@ def test_one_processor_with_many_pixels_takes_it_apart(monkeypatch):
     assert not taken
     attention.attend(x, x, x, 2)
     assert len(taken) == 1
+
+
+def test_in_half_precision_many_pixels_look_in_turn(monkeypatch):
+    rng = np.random.default_rng(1)
+    x, y = (jnp.asarray(rng.standard_normal((2, 64, 16)), jnp.bfloat16) for _ in range(2))
+
+    def both():
+        seen = jax.make_jaxpr(lambda q: attention.attend(q, y, y, 2))(x)
+        out, gradient = jax.vjp(lambda q, k, v: attention.attend(q, k, v, 2), x, y, y)
+        return "scan" in str(seen), [out, *gradient(out)]
+
+    whole, wanted = both()
+    monkeypatch.setattr(attention, "TURN", 16)
+    for many, parted in ((64 * 64 + 1, False), (64 * 64, True)):
+        monkeypatch.setattr(attention, "TOO_MANY", many)
+        found, got = both()
+        assert not whole and found is parted
+        for a, b in zip(got, wanted, strict=True):  # bfloat16 rounds the sums of parts
+            np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=0.02 * float(jnp.abs(b).max()))
+    monkeypatch.setattr(attention, "TURN", 48)  # does not divide
+    assert not both()[0]

@@ -94,7 +94,7 @@ def test_the_student_starts_as_its_teacher():
     w_features = jax.random.normal(jax.random.key(2), (2, 12))
     assert not params["time_embedding"]["cond_proj"]["kernel"].any()
     guided = student.apply(params, z, t, context, w_features)
-    np.testing.assert_array_equal(guided, teacher.apply(params, z, t, context))
+    assert relative(guided, teacher.apply(params, z, t, context)) < 1e-6  # another program may round otherwise
 
     kernel = 0.1 * jax.random.normal(jax.random.key(3), (12, 32))
     params["time_embedding"]["cond_proj"]["kernel"] = kernel
