@@ -40,11 +40,12 @@ SLOW = (  # launch.train whose every tenth batch comes a second late
 class Fault:
     """What happens to a life; `moment` is when, `share` how far into it, `process` to which of the two."""
 
-    kind: str  # SIGKILL, SIGTERM, or "slow" data
+    kind: str  # SIGKILL or SIGTERM; of the files: "cut", "flipped", "removed", "shortened"
     moment: str = "end"
     n: int = 1
     share: float = 0.0
     process: int = 0
+    slow: bool = False  # every tenth batch comes a second late
 
 
 @dataclass
@@ -97,7 +98,7 @@ def main() -> None:
         for found in damages:
             found.setdefault("answer", lives[-1].said)
             found.setdefault("went_on_from", lives[-1].went_on_from)
-        if not lives[-1].hit and fault.kind != "slow":
+        if not lives[-1].hit:
             raise RuntimeError(f"the run ended before {fault}: give it more steps")
     while not lives[-1].code == 0 or lives[-1].hit:
         lives.append(live(file, run, Fault("none"), start))
@@ -123,16 +124,17 @@ def faults(kills: int, terms: int, save: int, rng: random.Random) -> list[Fault]
     ]
     found += [Fault("SIGTERM", "stepping", rng.randint(1, save), rng.random(), rng.randrange(2)) for _ in range(terms)]
     rng.shuffle(found)
-    for kind in ("cut", "flipped", "removed", "shortened", "slow"):
-        found.insert(rng.randrange(len(found) // 2, len(found) - 1), Fault(kind))
-    return found
+    for kind in ("cut", "flipped", "removed", "shortened"):
+        at = rng.choice([i for i, x in enumerate(found) if i > len(found) // 2 and x.kind == "SIGTERM"])
+        found.insert(at, Fault(kind))  # met by a life that steps
+    return [*found, Fault("SIGTERM", "stepping", 12, slow=True)]
 
 
 def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
     """Starts the command and does to it what the fault says; `start` seconds pass until its first step."""
     life, number = Life(fault), len(list(run.parent.glob(f"{run.name}-*.log"))) + 1
     log = run.with_name(f"{run.name}-{number}.log")
-    module = ["-c", SLOW] if fault.kind == "slow" else ["-m", "launch.train"]
+    module = ["-c", SLOW] if fault.slow else ["-m", "launch.train"]
     command = [sys.executable, "-m", "launch.local_cluster", "--processes=2", "--devices=1", "--", sys.executable]
     command += [*module, f"--config={config}", f"--run={run}"]
     env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
@@ -158,7 +160,7 @@ def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
             process.wait()
     watch.look()
     life.seconds = round(time.time() - begun, 1)
-    if fault.kind in ("none", "slow") and life.code:
+    if fault.kind == "none" and life.code:
         raise RuntimeError(f"a life ended by itself with {life.code}: see {log}")
     life.kept = max((int(p.name) for p in (run / CHECKPOINTS).glob("*") if p.name.isdigit()), default=0)
     if watch.steps:
@@ -181,10 +183,11 @@ def damage(run: Path, kind: str) -> dict[str, Any]:
     """Cuts the largest file of the newest checkpoint, or turns one bit in the middle of it."""
     newest = max((p for p in (run / CHECKPOINTS).glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
     file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(file.read_bytes())
+    data = file.read_bytes()
     if kind == "cut":
         data = data[: len(data) // 2]
     else:
+        data = bytearray(data)
         data[len(data) // 2] ^= 1
     file.write_bytes(data)
     return {"kind": kind, "checkpoint": int(newest.name), "file": str(file.relative_to(newest))}

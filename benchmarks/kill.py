@@ -36,7 +36,7 @@ from lcm_jax.train.checkpoint import Checkpointer
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("compiling", "stepping", "stepping", "writing", "writing")
 PARTS = ("step", "params", "target", "ema", "opt_state")
-CLOCKED = ("time", "images/s", "data/wait_share", "first_step/seconds")  # metrics that no two runs share
+CLOCKED = re.compile(r"time|images/s|.*/wait_share|.*/seconds|memory/.*")  # metrics that no two runs share
 COMPILING, COMPILED = "Compiling jit(step) ", r"Finished XLA compilation of jit\(step\) in ([\d.]+) sec"
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 POLL = 0.005  # seconds between two looks at a run
@@ -215,7 +215,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     a, b = (run.restore(abstract) for run in kept)
     before = kept[0].restore(abstract, kept[0].steps()[-2])
     reported = [
-        [{k: v for k, v in line.items() if k not in CLOCKED} for line in metrics.read(run / metrics.FILE)]
+        [{k: v for k, v in line.items() if not CLOCKED.fullmatch(k)} for line in metrics.read(run / metrics.FILE)]
         for run in (one, other)
     ]
     return {
