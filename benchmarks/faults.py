@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import config_file, results
 from benchmarks.kill import Watch, compare
 from benchmarks.step_time import load_config
-from lcm_jax.run_folder import CHECKPOINTS
+from lcm_jax.run_copy import CHECKPOINTS
 from lcm_jax.train import metrics
 
 ROOT = Path(__file__).parents[1]
