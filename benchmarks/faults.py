@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/emoji_lcd.py")
     parser.add_argument("--data", required=True, help="latent folder")
-    parser.add_argument("--work", default="runs/faults", help="a new folder")
+    parser.add_argument("--work", default="runs/faults", help="a folder without a run named broken")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--terms", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -75,15 +75,18 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     args = parser.parse_args()
     work = Path(args.work).absolute()
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     data = work / "data"
-    shutil.copytree(args.data, data)
+    shutil.copytree(args.data, data, dirs_exist_ok=True)
     config = load_config(args.config)
     config = config_file.train(config, args.steps, str(data), args.batch_size, args.checkpoint_steps)
-    file = config_file.write(config, work / "config.py")
-    whole = live(file, work / "whole", Fault("none"), 30.0)
-    start = whole.seconds - span(work / "whole")  # of a life, until its first step
-    print(f"undisturbed: {whole.seconds:.0f} s, of which {start:.0f} s until the first step", flush=True)
+    file = work / "config.py"
+    if not file.exists():
+        config_file.write(config, file)
+    if reported(work / "whole") < args.steps:
+        live(file, work / "whole", Fault("none"), 0.0)
+    start = first_step(work / "whole")
+    print(f"undisturbed: {start:.0f} s until the first step", flush=True)
     lives, damages = [], []
     run = work / "broken"
     for fault in faults(args.kills, args.terms, args.checkpoint_steps, random.Random(args.seed)):
@@ -213,10 +216,15 @@ def missing(config: Path, run: Path, data: Path, kind: str, start: float) -> dic
     return found
 
 
-def span(run: Path) -> float:
-    """Seconds between the first and the last report of a run."""
-    times = [row["time"] for row in metrics.read(run / metrics.FILE)]
-    return times[-1] - times[0]
+def reported(run: Path) -> int:
+    """Steps that a run has reported."""
+    path = run / metrics.FILE
+    return len(metrics.read(path)) if path.exists() else 0
+
+
+def first_step(run: Path) -> float:
+    """Seconds between the writing of a run's config and its first report."""
+    return metrics.read(run / metrics.FILE)[0]["time"] - (run.parent / "config.py").stat().st_mtime
 
 
 def children(parent: int) -> Sequence[int]:

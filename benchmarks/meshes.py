@@ -46,11 +46,12 @@ def main() -> None:
     parser.add_argument("--work", default="runs/meshes", help="what is complete there is not run again")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--runs", default=",".join(RUNS), help="which of them")
     args = parser.parse_args()
     work = Path(args.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     data = str(Path(args.data).absolute())
-    found = {name: compared(name, work / name, data, args.steps, args.batch_size) for name in RUNS}
+    found = {name: compared(name, work / name, data, args.steps, args.batch_size) for name in args.runs.split(",")}
     print(table(found))
     equal = all(row["loss"] <= LIMIT and row["parameters"] <= LIMIT for rows in found.values() for row in rows.values())
     results.save("meshes", {"steps": args.steps, "batch_size": args.batch_size, "equal": equal, "runs": found})
