@@ -18,8 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
-from benchmarks.goodput import children
+from benchmarks import cluster, results
 from lcm_jax.data import manifest, resume
 
 ROOT = Path(__file__).parents[1]
@@ -69,11 +68,11 @@ def live(
     """One life of `count` processes: to its end, or to SIGKILL for one `more` seconds after `waits` new shards."""
     out, log = work / name, work / f"{name}-{len(list(work.glob('*.log')))}.log"
     encode = ["launch.encode", "--reader=twemoji", "--options=tag=flag", f"--shard_size={shard_size}", f"--out={out}"]
-    cluster = [sys.executable, "-m", "launch.local_cluster", f"--processes={count}", "--", sys.executable, "-m"]
+    command = cluster.together(count, ["-m", *encode])
     finished = lambda: len(list(out.glob(resume.NOTE.format("*"))))
     before, begun = finished(), time.monotonic()
     with log.open("wb") as stream:
-        life = subprocess.Popen([*cluster, *encode], cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True)
+        life = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True)
     try:
         run = out / resume.PROGRESS
         changed = lambda: run.stat().st_mtime_ns if run.exists() else 0
@@ -84,10 +83,10 @@ def live(
             time.sleep(POLL)
         if victim is not None:
             time.sleep(more)
-            os.kill(children(life.pid)[victim], signal.SIGKILL)
+            os.kill(cluster.children(life.pid)[victim], signal.SIGKILL)
         status = life.wait(timeout=600)
     finally:
-        for process in [*children(life.pid), life.pid] if life.poll() is None else []:
+        for process in [*cluster.children(life.pid), life.pid] if life.poll() is None else []:
             os.kill(process, signal.SIGKILL)
     if status != (0 if victim is None else 128 + signal.SIGKILL):
         raise RuntimeError(f"a life ended with {status}: see {log}")

@@ -15,12 +15,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import config_file, results
+from benchmarks import cluster, config_file, results
 from benchmarks.kill import Watch, compare
 from benchmarks.step_time import load_config
 from lcm_jax.run_copy import CHECKPOINTS
@@ -137,9 +136,8 @@ def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
     """Starts the command and does to it what the fault says; `start` seconds pass until its first step."""
     life, number = Life(fault), len(list(run.parent.glob(f"{run.name}-*.log"))) + 1
     log = run.with_name(f"{run.name}-{number}.log")
-    module = ["-c", SLOW] if fault.slow else ["-m", "launch.train"]
-    command = [sys.executable, "-m", "launch.local_cluster", "--processes=2", "--devices=1", "--", sys.executable]
-    command += [*module, f"--config={config}", f"--run={run}"]
+    train = ["-c", SLOW] if fault.slow else ["-m", "launch.train"]
+    command = cluster.together(2, [*train, f"--config={config}", f"--run={run}"])
     env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     with log.open("wb") as stream:
         watch, begun = Watch(run, log), time.time()
@@ -151,14 +149,14 @@ def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
             watch.look()
         if process.poll() is None:
             time.sleep(fault.share * 0.3 if fault.moment != "starting" else 0)
-            hit = sorted(children(process.pid))[fault.process :][:1]
+            hit = cluster.children(process.pid)[fault.process :][:1]
             if hit:
                 os.kill(hit[0], getattr(signal, fault.kind))
                 life.hit = True
         life.code = process.wait(timeout=LAST)
     finally:
         if process.poll() is None:
-            for child in [*children(process.pid), process.pid]:
+            for child in [*cluster.children(process.pid), process.pid]:
                 os.kill(child, signal.SIGKILL)
             process.wait()
     watch.look()
@@ -225,14 +223,6 @@ def reported(run: Path) -> int:
 def first_step(run: Path) -> float:
     """Seconds between the writing of a run's config and its first report."""
     return metrics.read(run / metrics.FILE)[0]["time"] - (run.parent / "config.py").stat().st_mtime
-
-
-def children(parent: int) -> Sequence[int]:
-    """The processes that a process has started; none once it is gone."""
-    try:
-        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import config_file, results
+from benchmarks import cluster, config_file, results
 from benchmarks.step_time import load_config
 from lcm_jax.assess.run_record import run_record
 from lcm_jax.train import metrics
@@ -49,7 +48,8 @@ def main() -> None:
     data = str(Path(args.data).absolute())
     config = config_file.train(load_config(args.config), ENDLESS, data, args.batch_size, every)
     file = config_file.write(config, work / "config.py")
-    restarts = suffer(command(file, work / "run", args.processes), work, args)
+    train = ["-m", "launch.train", f"--config={file}", f"--run={work / 'run'}"]
+    restarts = suffer(cluster.together(args.processes, train), work, args)
     record = run_record(work / "run")
     found = {
         "goodput": record.goodput,
@@ -64,12 +64,6 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:<20}{value}")
     results.save(args.name, {**{k: v for k, v in vars(args).items() if k not in ("work", "name")}, **found})
-
-
-def command(config: Path, run: Path, processes: int) -> list[str]:
-    """What starts a life."""
-    cluster = [sys.executable, "-m", "launch.local_cluster", f"--processes={processes}", "--devices=1", "--"]
-    return [*cluster, sys.executable, "-m", "launch.train", f"--config={config}", f"--run={run}"]
 
 
 def suffer(started: list[str], work: Path, args: Any) -> list[float]:
@@ -89,13 +83,13 @@ def suffer(started: list[str], work: Path, args: Any) -> list[float]:
                 time.sleep(POLL)
             restarts.append(round(first_step(work / "run", born) - born, 1))
             if number <= args.kills:
-                os.kill(rng.choice(children(life.pid)), signal.SIGKILL)
+                os.kill(rng.choice(cluster.children(life.pid)), signal.SIGKILL)
             else:
                 life.send_signal(signal.SIGTERM)
             life.wait(timeout=120)
         finally:
             if life.poll() is None:
-                for process in [*children(life.pid), life.pid]:
+                for process in [*cluster.children(life.pid), life.pid]:
                     os.kill(process, signal.SIGKILL)
         print(f"life {number}: first report after {restarts[-1]} s, ended with {life.returncode}", flush=True)
     return restarts
@@ -106,11 +100,6 @@ def first_step(run: Path, since: float) -> float | None:
     path = run / metrics.FILE
     times = [row["time"] for row in metrics.read(path) if row["time"] > since] if path.exists() else []
     return times[0] if times else None
-
-
-def children(parent: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
 if __name__ == "__main__":

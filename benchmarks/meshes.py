@@ -8,7 +8,6 @@ loss is the distance of two nearly equal predictions, so its rounding grows as t
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import config_file, results
+from benchmarks import cluster, config_file, results
 from benchmarks.step_time import load_config
 from lcm_jax import run_folder
 from lcm_jax.train import metrics
@@ -87,13 +86,9 @@ def train(config: ConfigDict, where: Path, processes: int, devices: int) -> None
     """launch.train of a config, in so many processes; its output goes to WHERE.log."""
     where.parent.mkdir(parents=True, exist_ok=True)
     file = config_file.write(config, where.with_suffix(".py"))
-    command = [sys.executable, "-m", "launch.train", f"--config={file}", f"--run={where}"]
-    if processes > 1:
-        cluster = [f"--processes={processes}", f"--devices={devices}"]
-        command = [sys.executable, "-m", "launch.local_cluster", *cluster, "--", *command]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = cluster.together(processes, ["-m", "launch.train", f"--config={file}", f"--run={where}"], devices)
     with where.with_suffix(".log").open("wb") as log:
-        subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=log, check=True)
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
 
 
 def reported(run: Path) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -72,7 +72,7 @@ class Run:
     config: dict[str, Any]
     model: Model | None = None  # what it went on from, for what else belongs to it: text encoders, tokenizers
     weights: Callable[[Params, Any], Params] | None = None  # (trained, frozen) -> the network's parameters
-    readings: Mapping[str, Reading] | None = None  # of weights that lie in parts, by tree (parallel.reading)
+    readings: Mapping[str, Reading] = field(default_factory=dict)  # of weights in parts, by tree (parallel.reading)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A host batch as global arrays on the mesh, without what the step does not read."""
@@ -85,7 +85,7 @@ class Run:
 
     def read(self, tree: str) -> Reading | None:
         """How layers read the weights of a tree (parallel.rules.TREES); None: as they are."""
-        return None if self.readings is None else self.readings[tree]
+        return self.readings.get(tree)
 
     def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Key and caption of each row of a global batch, for the record a failed step leaves; all processes call it."""
@@ -413,7 +413,7 @@ def step_of(
     tx: Any,
     weights: Callable[[Params, Any], Params] | None,
     prepare: Callable[[Any, Any], Any] | None,
-    read: Mapping[str, Reading] | None,
+    read: Mapping[str, Reading],
 ) -> Step:
     """The step of a config, to be jitted."""
     return train_step(

@@ -19,7 +19,7 @@ from lcm_jax.machine import version
 from lcm_jax.parallel.collectives import Traffic, collectives
 from lcm_jax.parallel.liveness import peak_bytes
 from lcm_jax.planning import Plan, device_bytes
-from lcm_jax.train.step import average, bound, merged
+from lcm_jax.train.step import average, bound, readable
 
 GIVEN_UP = ("RESOURCE_EXHAUSTED", "Ran out of memory")
 
@@ -137,7 +137,7 @@ def parts(plan: Plan) -> dict[str, Part]:
             merge = work.weights if name == "target" else None
 
             def run(params: Any, frozen: Any, a: Any, k: Any, net: Any = net, tree: str = tree, merge: Any = merge):
-                return bound(net.apply, *merged(params, tree, frozen, merge, plan.readings))(*a, **k)
+                return bound(net.apply, *readable(params, tree, frozen, merge, plan.readings))(*a, **k)
 
             arguments = (params, None if merge is None else plan.frozen)
             told, times = _split(seen_calls[0], sharding), len(seen_calls) * plan.accumulate
@@ -224,10 +224,10 @@ def estimated(plan: Plan) -> Memory:
     micro = _of_a_pass(plan.batch, plan.accumulate * split)
     work, params, target = plan.work, plan.state.params, plan.state.target
     frozen_target = params if target is None else target
-    merged = (lambda tree, frozen: tree) if work.weights is None else work.weights
 
     def loss(params: Any, state: Any, frozen: Any, batch: Any, key: Any) -> jax.Array:
-        stopped = jax.lax.stop_gradient(merged(params if state.target is None else state.target, frozen))
+        behind = params if state.target is None else state.target
+        stopped = jax.lax.stop_gradient(readable(behind, "target", frozen, work.weights, {})[0])
         teacher = None if work.teacher is None else partial(work.teacher.apply, frozen["teacher"])
         return plan.loss(params, state, frozen, batch, key, partial(work.trained.apply, stopped), teacher)
 

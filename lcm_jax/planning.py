@@ -19,7 +19,7 @@ from lcm_jax.parallel.reading import Reading, readings
 from lcm_jax.parallel.transfer import batch_sharding
 from lcm_jax.source import network, text_networks
 from lcm_jax.train.state import State
-from lcm_jax.train.step import Step, bound, merged
+from lcm_jax.train.step import Step, bound, readable
 from lcm_jax.typing import Params
 
 STATE = ("params", "target", "ema", "opt_state")  # what of a state there is memory in
@@ -88,7 +88,7 @@ class Plan:
     ) -> jax.Array:
         """The objective's loss as the step calls it; `target` and `teacher` stand in for those networks."""
         work, step = self.work, state.step
-        online = merged(params, "params", frozen, work.weights, self.readings)
+        online = readable(params, "params", frozen, work.weights, self.readings)
         nets = Nets(bound(work.trained.apply, *online), target, teacher)
         return work.objective.loss(nets, {**batch, **frozen["batch"]}, jax.random.fold_in(key, step), step)[0]
 
@@ -137,14 +137,14 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
         work,
         tx,
         _step(cfg, work, tx, read),
-        _step({**cfg, "optimizer": {**cfg["optimizer"], "accumulate": 1}}, work, tx),
+        _step({**cfg, "optimizer": {**cfg["optimizer"], "accumulate": 1}}, work, tx, {}),
         state,
         frozen,
         batch,
         _whole(key, mesh),
         mesh,
         rule_set,
-        read or {},
+        read,
         work.parameters,
         {name: size for name, tree in {**kept, "batch": batch}.items() if (size := device_bytes(tree))},
         cfg["data"]["batch_size"],
@@ -152,7 +152,7 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
     )
 
 
-def _step(cfg: dict[str, Any], work: Work, tx: Any, read: Mapping[str, Reading] | None = None) -> Step:
+def _step(cfg: dict[str, Any], work: Work, tx: Any, read: Mapping[str, Reading]) -> Step:
     apply = None if work.teacher is None else work.teacher.apply
     return build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None, read)
 

@@ -35,6 +35,7 @@ from lcm_jax.train import averages, lives, loop
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
 from lcm_jax.train.metrics import MetricsWriter
 from lcm_jax.train.state import State
+from lcm_jax.train.step import readable
 from lcm_jax.typing import Params
 from lcm_jax.weights import folder
 
@@ -355,8 +356,8 @@ def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, flo
 
 def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
     """Samples of the first captions of the training set with one seed: 4 steps of an LCM, 25 of a teacher."""
-    whole = run.weights is None
-    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions, read=run.read("ema" if whole else "teacher"))
+    read = run.read("ema" if run.weights is None else "teacher")
+    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions, read=read)
     spread = np.linspace(0, run.loader.size - 1, SHOWN).astype(int)
     rows = run.loader.rows.batch(spread)
     names = [run.loader.row(i).caption for i in rows["index"]]
@@ -366,13 +367,10 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
     told = condition_of(rows) if "context" in rows else pipe.encode(names)
     uncond = run.frozen["batch"]["uncond"]
     keys = image_keys(names, 1, seed=0)
-    put = (lambda adapters: adapters) if run.readings is None else run.readings["ema"].tree
-    merge = None if whole else jax.jit(lambda adapters, frozen: run.weights(put(adapters), frozen))
+    whole = jax.jit(lambda params, frozen: readable(params, "ema", frozen, run.weights, run.readings)[0])
 
     def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
-        if merge is not None:
-            params = merge(params, run.frozen)
-        params = {"unet": params, **run.networks}
+        params = {"unet": params if run.weights is None else whole(params, run.frozen), **run.networks}
         images = sampler(params, told, uncond, jnp.full(SHOWN, w), keys)
         return fetch(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
 

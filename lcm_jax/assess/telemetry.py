@@ -61,7 +61,7 @@ def measure(run: build.Run, state: State, batches: int = 4, levels: int = 12) ->
     objective, start = build.edm_parts(run.config)
     if not isinstance(objective, Consistency):
         raise ValueError(f"objective {run.config['objective']['name']!r} compares no two noise levels: nothing to show")
-    step, ema, frozen = int(state.step), run.sampled(state), run.frozen
+    step, ema = int(state.step), run.sampled(state)
     pipe = EDMPipeline(run.spec, {**run.networks, "network": ema}, read=run.read("ema"))
     given = [run.place(next(run.loader)) for _ in range(batches)]
     teacher = None
@@ -71,7 +71,7 @@ def measure(run: build.Run, state: State, batches: int = 4, levels: int = 12) ->
     found = []
     for t, s in zip(*chosen_levels(objective.pair, step, levels), strict=True):
         seen = [
-            look(float(t), float(s), ema, run.networks, frozen, batch, jax.random.fold_in(run.key, i), step)
+            look(float(t), float(s), ema, run.networks, run.frozen, batch, jax.random.fold_in(run.key, i), step)
             for i, batch in enumerate(given)
         ]
         loss, grad, latent, pixel = (np.mean(jax.device_get(part), 0).tolist() for part in zip(*seen, strict=True))

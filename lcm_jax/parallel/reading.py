@@ -34,10 +34,10 @@ class Reading:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self(rules.path_of(path), leaf), weights)
 
 
-def readings(rule_set: Mapping[str, str], mesh: Mesh) -> dict[str, Reading] | None:
-    """The Reading of each tree of weights; None where no tree is split over data or fsdp."""
+def readings(rule_set: Mapping[str, str], mesh: Mesh) -> dict[str, Reading]:
+    """The Reading of each tree of weights; none where no tree is split over data or fsdp."""
     if mesh.shape["fsdp"] == 1 and (mesh.shape["data"] == 1 or "zero" not in rule_set.values()):
-        return None
+        return {}
     return {tree: Reading(name, mesh) for tree, name in rule_set.items()}
 
 

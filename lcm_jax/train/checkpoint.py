@@ -74,6 +74,7 @@ class Checkpointer:
         self.read_only = read_only
         self._unreadable: list[int] = []
         self._saving: int | None = None
+        self._verified: set[int] = set()
         preserve = [policies.LatestN(keep)]
         best_fn = None
         if best_metric is not None:
@@ -167,7 +168,7 @@ class Checkpointer:
         reasons = []
         for candidate in [step] if step is not None else self.steps()[::-1]:
             try:
-                self._verify(candidate)
+                self._verify(candidate, jax.process_index(), jax.process_count())
                 about = self._about(candidate)
                 self._compare(candidate, describe(flatten(abstract)), about["leaves"])
                 leaves = self._leaves(candidate, flatten(abstract))
@@ -222,13 +223,16 @@ class Checkpointer:
             raise CheckpointError(f"no checkpoint{which} in {self.folder}; it has {steps}")
         return step
 
-    def _verify(self, step: int) -> None:
-        if "://" not in self.folder:
-            share = jax.process_index(), jax.process_count()
-            if (name := hashes.changed(Path(self.folder) / str(step), *share)) is not None:
-                raise _Unreadable(f"checkpoint {self.folder}/{step} cannot be read: {name} is not what was written")
+    def _verify(self, step: int, share: int = 0, of: int = 1) -> None:
+        # Once. Only where all processes agree afterwards on what is readable may each take its share of the files.
+        if "://" in self.folder or step in self._verified:
+            return
+        if (name := hashes.changed(Path(self.folder) / str(step), share, of)) is not None:
+            raise _Unreadable(f"checkpoint {self.folder}/{step} cannot be read: {name} is not what was written")
+        self._verified.add(step)
 
     def _about(self, step: int) -> dict[str, Any]:
+        self._verify(step)
         about = self._read(step, about=ocp.args.JsonRestore()).about
         if not isinstance(about, dict) or "leaves" not in about:
             raise _Unreadable(f"checkpoint {self.folder}/{step} cannot be read: incomplete description")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ def train_step(
     accumulate: int = 1,
     weights: Callable[[Params, Any], Params] | None = None,
     prepare: Callable[[Any, Batch], Batch] | None = None,
-    readings: Mapping[str, Reading] | None = None,
+    readings: Mapping[str, Reading] = MappingProxyType({}),
 ) -> Step:
     """step(state, frozen, batch, key) -> (state, metrics); to be jitted with `state` donated.
 
@@ -56,11 +57,12 @@ def train_step(
     "target" and "teacher" read weights that devices hold in parts (parallel.reading).
     """
 
-    follow, readings = averages(ema_decay, ema_power), readings or {}
+    follow = averages(ema_decay, ema_power)
 
     def loss(params: Params, target: Params | None, frozen: Any, batch: Batch, key: PRNGKeyArray, step: jax.Array):
-        online, read = merged(params, "params", frozen, weights, readings)
-        behind, read_behind = (online, read) if target is None else merged(target, "target", frozen, weights, readings)
+        see = lambda trained, tree: readable(trained, tree, frozen, weights, readings)
+        online, read = see(params, "params")
+        behind, read_behind = (online, read) if target is None else see(target, "target")
         nets = Nets(
             bound(apply, online, read),
             bound(apply, jax.lax.stop_gradient(behind), read_behind),
@@ -107,7 +109,7 @@ def train_step(
     return step
 
 
-def merged(
+def readable(
     trained: Params,
     tree: str,
     frozen: Any,

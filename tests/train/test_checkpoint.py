@@ -189,6 +189,9 @@ def test_a_bit_that_has_turned_is_noticed_in_every_file(tmp_path, caplog):
         path.write_bytes(turned)
         checkpointer = Checkpointer(tmp_path, read_only=True)
         assert checkpointer.restore(shapes).step == 10
+        for read in (checkpointer.describe_step, lambda: checkpointer.restore_part("ema", shapes.ema)):  # noqa: B023
+            with pytest.raises(CheckpointError, match="/20 cannot be read: .* is not what was written"):
+                read()
         checkpointer.close()
         path.write_bytes(good)
     assert caplog.text.count("is not what was written") == len(files)
