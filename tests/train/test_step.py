@@ -233,3 +233,32 @@ def test_eight_devices_do_what_one_does(alone, name, sizes, monkeypatch):
     first = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(start)])
     assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
     assert np.linalg.norm(b - first) > 1e-4 * np.linalg.norm(b)  # there was something to agree on
+
+
+@pytest.mark.parametrize("name, sizes", [("fsdp", {"data": 1, "fsdp": 8}), ("fsdp_tensor", {"fsdp": 2, "tensor": 2})])
+def test_adapters_that_lie_in_parts_train_as_whole_ones(name, sizes, monkeypatch):
+    monkeypatch.setattr(rules, "SMALL", 1)
+    rng = np.random.default_rng(0)
+    draw = lambda *s: rng.standard_normal(s).astype(np.float32)
+    base, adapters = {"w": draw(16, 8)}, {"a": draw(16, 8), "b": 0.1 * draw(8, 8)}
+    batch = {"x": draw(8, 16), "y": draw(8)}
+
+    def narrow(params, x, read=lambda path, weight: weight):
+        return jnp.tanh(x @ read("w", params["w"])).sum(-1)
+
+    def after(mesh, chosen, steps=2):
+        lies = lambda tree, of: jax.device_put(tree, rules.infer(tree, chosen[of], mesh))
+        frozen = {"base": lies(base, "teacher"), "batch": replicate(FROZEN["batch"], mesh)}
+        merge = lambda trained, frozen: {"w": frozen["base"]["w"] + trained["a"] @ trained["b"]}
+        state = init_state(lies(adapters, "params"), SGD, Regression())
+        step = jax.jit(train_step(Regression(), narrow, None, SGD, weights=merge, readings=readings(chosen, mesh)))
+        for _ in range(steps):
+            state, _ = step(state, frozen, place_batch(batch, mesh), replicate(KEY, mesh))
+        return state.params
+
+    one = after(make_mesh(devices=jax.devices()[:1]), rules.by_tree("replicate", {}))
+    split = after(make_mesh(**sizes), rules.by_tree(name, {}))
+    assert not split["a"].is_fully_replicated
+    for leaf in adapters:
+        assert np.linalg.norm(split[leaf] - one[leaf]) < 1e-5 * np.linalg.norm(one[leaf])
+        assert np.linalg.norm(one[leaf] - adapters[leaf]) > 1e-2 * np.linalg.norm(one[leaf])
