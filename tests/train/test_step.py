@@ -256,9 +256,10 @@ def test_adapters_that_lie_in_parts_train_as_whole_ones(name, sizes, monkeypatch
             state, _ = step(state, frozen, place_batch(batch, mesh), replicate(KEY, mesh))
         return state.params
 
-    one = after(make_mesh(devices=jax.devices()[:1]), rules.by_tree("replicate", {}))
-    split = after(make_mesh(**sizes), rules.by_tree(name, {}))
-    assert not split["a"].is_fully_replicated
+    one = jax.device_get(after(make_mesh(devices=jax.devices()[:1]), rules.by_tree("replicate", {})))
+    in_parts = after(make_mesh(**sizes), rules.by_tree(name, {}))
+    assert not in_parts["a"].is_fully_replicated
+    split = jax.device_get(in_parts)
     for leaf in adapters:
         assert np.linalg.norm(split[leaf] - one[leaf]) < 1e-5 * np.linalg.norm(one[leaf])
         assert np.linalg.norm(one[leaf] - adapters[leaf]) > 1e-2 * np.linalg.norm(one[leaf])
