@@ -23,7 +23,7 @@ PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.", lower_bo
 DEVICES = flags.DEFINE_integer("devices", 1, "Devices of each process.", lower_bound=1)
 PORT = flags.DEFINE_integer("port", None, "Where process 0 listens; by default any free port.")
 PRINT = flags.DEFINE_bool("print", False, "Show what would be started, and start nothing.")
-GRACE = 5.0  # seconds between the end of one that failed and that of the others
+GRACE = 3.0  # seconds between the end of one that failed and that of the others
 
 
 def main(command: list[str]) -> None:

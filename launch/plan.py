@@ -19,9 +19,13 @@ from launch import entry
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:4x4, gpu:8xH100 or cpu:8.")
 COMPILE = flags.DEFINE_enum(
-    "compile", None, ["whole", "parts", "none"],
-    "Compile the step, or its parts apart (less time and memory of the host), or estimate; by default the step if it "
-    "has at most 300 M trained parameters.",
+    "compile", None, ["whole", "parts", "composed", "none"],
+    "Compile the step, or its parts apart (less time and memory of the host), or of those one block of each kind (less "
+    "again; for Stable Diffusion), or estimate; by default the step if it has at most 300 M trained parameters.",
+)  # fmt: skip
+EFFORT = flags.DEFINE_float(
+    "effort", None, "Of the compiler for speed, -1 to 1: less is quicker, and says rather too much memory than too "
+    "little; by default 0 (what runs compile with) for the step, -1 for its parts.", -1.0, 1.0,
 )  # fmt: skip
 JSON = flags.DEFINE_string("json", None, "File for the numbers, with versions and date.")
 flags.mark_flag_as_required("config")
@@ -36,7 +40,7 @@ def main() -> None:
 
     on = plan_report.named(TOPOLOGY.value, CONFIG.value)
     entry.simulate(on.count)
-    found = plan_report.forecast(CONFIG.value, on, COMPILE.value, entry.compiled().parent / "plans")
+    found = plan_report.forecast(CONFIG.value, on, COMPILE.value, entry.compiled().parent / "plans", EFFORT.value)
     print("\n".join(found.lines()))
     if JSON.value is not None:
         Path(JSON.value).write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")

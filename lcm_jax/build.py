@@ -331,7 +331,7 @@ def assemble(
     `first` reads the weights to start from onto the mesh: only a run that begins calls it, and does not keep them.
     """
     mesh, rule_set = mesh_of(cfg)
-    tx, read = optimizer_of(cfg), readings(rule_set, mesh)
+    tx, read = optimizer_of(cfg), readings(rule_set, mesh, cfg["model"].get("dtype"))
     step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare, read)
     make = first_state(cfg, net, tx, objective)
     key = jax.random.key(cfg["seed"])

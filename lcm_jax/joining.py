@@ -106,8 +106,7 @@ def connect(coordinator: str | None, index: int | None, count: int | None, timeo
 
     jax.config.update("jax_enable_preemption_service", False)  # the loop hears SIGTERM, and stops all
     if jax.config.jax_platforms == "cpu":
-        # On CPUs only process 0 finds what was compiled before, and Gloo waits 30 s for the others to compile it.
-        jax.config.update("jax_enable_compilation_cache", False)
+        share_compiled()
     patience = threading.Timer(timeout, give_up)
     patience.daemon = True
     patience.start()
@@ -123,6 +122,20 @@ def connect(coordinator: str | None, index: int | None, count: int | None, timeo
     finally:
         patience.cancel()
     on_all(True)  # all meet now: later one waits for another as long as it takes, for a first time Gloo only 30 s
+
+
+def share_compiled() -> None:
+    """Lets all processes on CPUs find what process 0 compiled before, or none.
+
+    jax 0.10 and 0.11 name a compiled function by the local devices too, which only process 0 finds again; it would be
+    ahead by the time of a compilation, and Gloo waits 30 s. By the kind of the devices all find the same.
+    """
+    try:
+        from jax._src import cache_key
+
+        cache_key._hash_accelerator_config = cache_key._hash_devices
+    except (ImportError, AttributeError):  # another jax: all compile
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def missing(coordinator: str | None, index: int | None, count: int | None, timeout: int) -> str:

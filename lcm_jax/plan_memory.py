@@ -21,6 +21,7 @@ from lcm_jax.parallel.liveness import peak_bytes
 from lcm_jax.planning import Plan, device_bytes
 from lcm_jax.train.step import average, bound, readable
 
+QUICK = -1.0  # the compiler's least effort for speed: a tenth of the time, as a rule more memory than a run takes
 GIVEN_UP = ("RESOURCE_EXHAUSTED", "Ran out of memory")
 
 
@@ -48,12 +49,13 @@ class Compiled:
 class Memory:
     """The most that one device holds at a time, and how that is known."""
 
-    method: str  # "whole", "parts" or "none"
+    method: str  # "whole", "parts", "composed" or "none"
     peak: int | None  # None: the compiler found no room
     refused: str | None = None
     programs: dict[str, Compiled] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)  # of each program in a step
     extra: dict[str, int] = field(default_factory=dict)  # bytes beside what stays, of each part
+    effort: float = 0.0  # of the compiler for speed, -1 to 1; runs compile at 0
 
     @property
     def traffic(self) -> dict[str, Traffic]:
@@ -78,15 +80,15 @@ class Memory:
         return asdict(self)
 
 
-def whole(plan: Plan, target: str, cache: Path | None = None) -> Memory:
+def whole(plan: Plan, target: str, cache: Path | None = None, effort: float = 0.0) -> Memory:
     """The step compiled as it would run."""
-    found = compiled(plan.lower(), plan.devices, target, cache)
+    found = compiled(plan.lower(), plan.devices, target, cache, effort)
     # Adapters' base and their teacher are two arguments and one copy.
     peak = None if found.refused else found.total - _again(plan.frozen)
-    return Memory("whole", peak, found.refused, {"step": found}, {"step": 1})
+    return Memory("whole", peak, found.refused, {"step": found}, {"step": 1}, effort=effort)
 
 
-def in_parts(plan: Plan, target: str, cache: Path | None = None) -> Memory:
+def in_parts(plan: Plan, target: str, cache: Path | None = None, effort: float = QUICK) -> Memory:
     """Forward passes, the student's gradient and the update compiled apart: quicker, and less of the host's memory.
 
     The peak is what stays on a device and the most that one part needs beside it.
@@ -97,12 +99,12 @@ def in_parts(plan: Plan, target: str, cache: Path | None = None) -> Memory:
         bar.set_postfix_str(name)
         # What it does not read is there all the same.
         lowered = jax.jit(function, donate_argnums=donated, keep_unused=True).lower(*arguments)
-        programs[name] = found = compiled(lowered, plan.devices, target, cache)
+        programs[name] = found = compiled(lowered, plan.devices, target, cache, effort)
         runs[name] = times
         if found.refused:
-            return Memory("parts", None, f"{name}: {found.refused}", programs, runs, extra)
+            return Memory("parts", None, f"{name}: {found.refused}", programs, runs, extra, effort)
         extra[name] = max(found.total - stays, 0)
-    return Memory("parts", plan.held + max(extra.values()), None, programs, runs, extra)
+    return Memory("parts", plan.held + max(extra.values()), None, programs, runs, extra, effort)
 
 
 Part = tuple[Callable[..., Any], tuple[Any, ...], int, int, tuple[int, ...]]
@@ -177,9 +179,9 @@ def _split(call: Any, sharding: Any) -> Any:
     )
 
 
-def compiled(lowered: Any, devices: int, target: str, cache: Path | None) -> Compiled:
+def compiled(lowered: Any, devices: int, target: str, cache: Path | None, effort: float = 0.0) -> Compiled:
     """Compiles for `target`, a name, and keeps in the folder `cache` what was found out."""
-    about = [target, *(f"{name} {version(name)}" for name in ("jax", "jaxlib", "libtpu"))]
+    about = [target, str(effort), *(f"{name} {version(name)}" for name in ("jax", "jaxlib", "libtpu"))]
     path = None
     if cache is not None:
         digest = hashlib.sha256("\n".join([*about, lowered.as_text()]).encode()).hexdigest()
@@ -190,7 +192,7 @@ def compiled(lowered: Any, devices: int, target: str, cache: Path | None) -> Com
             return Compiled(**{**kept, "traffic": traffic, "cached": True})
     begun = time.perf_counter()
     try:
-        found = _told(lowered.compile(), devices, begun)
+        found = _told(lowered.compile({"exec_time_optimization_effort": effort}), devices, begun)
     except jax.errors.JaxRuntimeError as error:
         if not any(words in str(error) for words in GIVEN_UP):
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lcm_jax import build, plan_memory, planning
+from lcm_jax import build, plan_composed, plan_memory, planning
 from lcm_jax.machine import machine
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.chips import Topology, compiles_for_tpu, topology
@@ -140,9 +140,12 @@ class Forecast:
         seconds = sum(p.seconds for p in self.memory.programs.values() if not p.cached)
         took = f", {seconds:.0f} s" if seconds else ", kept from before"
         of = self.on.name if self.on.chip.platform == "tpu" else "the host's processor"
+        if self.memory.effort < 0:
+            took += ", with little effort: rather too much than too little"
         return {
             "whole": f"by the compiler for {of}{took}",
             "parts": f"by the compiler for {of}, part by part: what stays and the most a part needs beside it{took}",
+            "composed": f"by the compiler for {of}, composed of one block of each kind, as often as it comes{took}",
             "none": "estimated without a compiler (activations in the order of the program, unfused)",
         }[self.memory.method]
 
@@ -181,14 +184,17 @@ def named(name: str, config: Any) -> Topology:
     return topology(name, slices) if on.chip.platform == "tpu" else on
 
 
-def forecast(config: Any, on: Topology, method: str | None = None, cache: Path | None = None) -> Forecast:
+def forecast(
+    config: Any, on: Topology, method: str | None = None, cache: Path | None = None, effort: float | None = None
+) -> Forecast:
     """What a config takes on a topology.
 
-    `method` says how memory is found out: "whole", "parts" (plan_memory) or "none"; None: "whole" where that is quick.
+    `method` says how memory is found out: "whole", "parts" (plan_memory), "composed" (plan_composed) or "none"; None:
+    "whole" where that is quick. `effort` is the compiler's, -1 to 1; None: 0 for the whole step, else QUICK.
     Raises ValueError as planning.plan does, and where there is no compiler for the method asked for.
     """
     able = on.chip.platform == "cpu" or (on.chip.platform == "tpu" and compiles_for_tpu())
-    if method in ("whole", "parts") and not able:
+    if method not in (None, "none") and not able:
         why = "install libtpu (lcm_jax[tpu])" if on.chip.platform == "tpu" else "GPUs are needed for that"
         raise ValueError(f"--compile {method}: no compiler for {on.name} is here, {why}; --compile none estimates")
     devices = on.devices()
@@ -197,11 +203,13 @@ def forecast(config: Any, on: Topology, method: str | None = None, cache: Path |
     if method is None:
         method = "whole" if able and trained <= QUICK else "none"
         if able and method == "none":
-            log.warning("%.0f M parameters: estimated; --compile parts or whole asks the compiler", trained / 1e6)
+            more = "--compile composed, parts or whole asks the compiler"
+            log.warning("%.0f M parameters: estimated; %s", trained / 1e6, more)
     if method == "none":
         memory = plan_memory.estimated(plan)
     else:
-        memory = {"whole": plan_memory.whole, "parts": plan_memory.in_parts}[method](plan, on.name, cache)
+        ways = {"whole": plan_memory.whole, "parts": plan_memory.in_parts, "composed": plan_composed.composed}
+        memory = ways[method](plan, on.name, cache, **({} if effort is None else {"effort": effort}))
     measured = bool(memory.programs) and not memory.refused
     if measured:
         accessed, traffic = memory.accessed or 0.0, memory.traffic

@@ -66,6 +66,26 @@ class UNetConfig:
             raise ValueError(f"unet.remat is {self.remat!r}; choose {' or '.join(map(repr, REMAT))}")
 
 
+Widths = list[list[tuple[int, int]]]
+
+
+def block_widths(cfg: UNetConfig) -> tuple[Widths, Widths]:
+    """(inputs, outputs) of each residual block: of the levels on the way down, and on the way up, in that order."""
+    ch, n = cfg.channels, len(cfg.channels)
+    skips, down = [ch[0]], []
+    for i in range(n):
+        inputs = [ch[max(i - 1, 0)]] + [ch[i]] * (cfg.layers - 1)
+        down.append([(inp, ch[i]) for inp in inputs])
+        skips += [ch[i]] * (cfg.layers + (i < n - 1))
+    up, width = [], ch[-1]
+    for i in reversed(range(n)):
+        up.append([])
+        for _ in range(cfg.layers + 1):
+            up[-1].append((width + skips.pop(), ch[i]))
+            width = ch[i]
+    return down, up
+
+
 class Level(nnx.Module):
     """Residual blocks of one resolution, each followed by a spatial transformer where asked."""
 
@@ -122,22 +142,17 @@ class UNet(nnx.Module):
         if cfg.added_width:
             self.add_embedding = TimeEmbedding(cfg.added_width, temb, None, **kw)
 
-        skips, down = [ch[0]], []
-        for i in range(n):
-            inputs = [ch[max(i - 1, 0)]] + [ch[i]] * (cfg.layers - 1)
-            level = Level([(inp, ch[i]) for inp in inputs], i, temb, cfg, rngs)
+        downward, upward = block_widths(cfg)
+        down = []
+        for i, widths in enumerate(downward):
+            level = Level(widths, i, temb, cfg, rngs)
             level.downsamplers = nnx.List([Downsample(ch[i], **kw)] if i < n - 1 else [])
-            skips += [ch[i]] * (cfg.layers + (i < n - 1))
             down.append(level)
         self.down_blocks = nnx.List(down)
         self.mid_block = MidBlock(temb, cfg, rngs)
 
-        up, width = [], ch[-1]
-        for i in reversed(range(n)):
-            widths = []
-            for _ in range(cfg.layers + 1):
-                widths.append((width + skips.pop(), ch[i]))
-                width = ch[i]
+        up = []
+        for i, widths in zip(reversed(range(n)), upward, strict=True):
             level = Level(widths, i, temb, cfg, rngs)
             level.upsamplers = nnx.List([Upsample(ch[i], **kw)] if i > 0 else [])
             up.append(level)

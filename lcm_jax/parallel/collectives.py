@@ -8,10 +8,12 @@ from dataclasses import dataclass
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # of an element; others end in their number of bits
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 _CALLED = re.compile(r"(?:to_apply|calls|body|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -23,29 +25,58 @@ class Traffic:
     sent: int  # over the links, by a ring: (n - 1) / n of the bytes among n devices, twice that in an all-reduce
 
 
+@dataclass(frozen=True)
+class _Instruction:
+    """A line of a computation."""
+
+    name: str
+    operation: str
+    rest: str  # behind the operation's bracket
+    root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the instructions that it reads."""
+        return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
+
+
 def collectives(text: str, devices: int) -> dict[str, Traffic]:
-    """The collectives of an optimised HLO module by kind; those inside a loop as often as it is known to run."""
+    """The collectives of an optimised HLO module by kind; those inside a loop as often as it is known to run.
+
+    What a TPU's compiler spreads over several computations, to go on meanwhile, has one channel and counts once.
+    """
     found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)  # of each computation
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)  # and how often it runs which others
-    name, entry = "", ""
+    loops: list[tuple[str, str, str]] = []  # computation, condition, body
+    lines: dict[str, dict[str, _Instruction]] = defaultdict(dict)
+    name, entry, channels = "", "", set()
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             name = head.group(2)
             entry = name if head.group(1) else entry
         elif match := _INSTRUCTION.match(line):
-            result, operation = match.groups()
+            root, own, result, operation, rest = match.groups()
+            lines[name][own] = _Instruction(own, operation, rest, root is not None)
             kind = operation.removesuffix("-start")
             if kind in KINDS:
+                channel = _CHANNEL.search(line)
+                if channel and channel.group(1) in channels:
+                    continue
+                channels |= {channel.group(1)} if channel else set()
                 # A TPU's reduce-scatter is a fusion of an all-reduce with the slice that each device keeps.
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
                 size, group = _bytes(result, operation.endswith("-start")), _group(line, devices)
                 if operation == "reduce-scatter":
                     size *= group
                 found[name].append((kind, size, group))
+            elif operation == "while" and not _TRIPS.search(line) and (parts := _LOOP.search(line)):
+                loops.append((name, *parts.groups()))
             elif called := _CALLED.findall(line):
                 trips = _TRIPS.search(line)
                 times = int(trips.group(1)) if operation == "while" and trips else 1
                 calls[name] += [(other.lstrip("%"), times) for group in called for other in group.split(", ")]
+    for where, condition, body in loops:
+        calls[where].append((body, _trips(lines[condition], lines[body])))
     totals: dict[str, list[int]] = {}
 
     def walk(name: str, times: int) -> None:
@@ -62,9 +93,24 @@ def collectives(text: str, devices: int) -> dict[str, Traffic]:
     return {kind: Traffic(*totals[kind]) for kind in KINDS if kind in totals}
 
 
+def _trips(condition: dict[str, _Instruction], body: dict[str, _Instruction]) -> int:
+    """How often a loop runs that counts from 0 in equal steps up to a constant; 1 where that is not what it does."""
+    try:
+        test = next(x for x in condition.values() if x.root and "direction=LT" in x.rest)
+        counter, limit = (condition[operand] for operand in test.operands)
+        place = int(re.search(r"index=(\d+)", counter.rest).group(1))
+        update = body[next(x for x in body.values() if x.root).operands[place]]
+        (step,) = (body[x] for x in update.operands if update.operation == "add" and body[x].operation == "constant")
+        number = lambda constant: int(constant.rest.partition(")")[0])
+        return math.ceil(number(limit) / number(step))
+    except (StopIteration, KeyError, ValueError, AttributeError, IndexError):
+        return 1
+
+
 def _bytes(result: str, started: bool) -> int:
-    """Of a result's arrays; of a started collective (operands, results) the larger half."""
-    sizes = [_size(*array) for array in _ARRAY.findall(result)]
+    """Of a result's arrays; of a started collective (operands, results, numbers of its own) the larger half."""
+    arrays = _ARRAY.findall(result)
+    sizes = [_size(*array) for array in arrays if array[1] or not started]
     if started and result.startswith("("):
         return max(sum(sizes[: len(sizes) // 2]), sum(sizes[len(sizes) // 2 :]))
     return sum(sizes)

@@ -1,7 +1,7 @@
 """How a layer reads a weight that devices hold in parts: put together there, and the gradient split again at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,28 +17,32 @@ class Reading:
 
     Called where a layer reads, so that what recomputes a block gathers its weights again instead of keeping them.
     Left to find out by itself, XLA may split activations by channels instead (SD 1.5's U-Net, compiled for 16 TPUs:
-    1,280 collective-permutes in a forward pass), and with fsdp and tensor together (jax 0.10.2) it computes wrong
-    products without a word.
+    hundreds of collective-permutes in a forward pass), and with fsdp and tensor together (jax 0.10.2) it computes wrong
+    products without a word. A weight goes over the links in the type in which layers compute, and its gradient back.
     """
 
     rule_set: str  # by which the weights are split
     mesh: Mesh
+    dtype: str | None = None  # in which layers compute; None: weights' own
 
     def __call__(self, path: str, weight: jax.Array) -> jax.Array:
         split = rules.sharding_of(path, weight.shape, self.rule_set, self.mesh)
         whole = NamedSharding(self.mesh, PartitionSpec(*map(_over_tensor, split.spec)))
-        return weight if whole == split else _put_together(weight, split, whole)
+        if whole == split:
+            return weight
+        return _put_together(weight if self.dtype is None else weight.astype(self.dtype), split, whole)
 
     def tree(self, weights: Any) -> Any:
-        """All weights at once."""
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: self(rules.path_of(path), leaf), weights)
+        """All weights at once, in their own type."""
+        own = replace(self, dtype=None)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: own(rules.path_of(path), leaf), weights)
 
 
-def readings(rule_set: Mapping[str, str], mesh: Mesh) -> dict[str, Reading]:
+def readings(rule_set: Mapping[str, str], mesh: Mesh, dtype: str | None = None) -> dict[str, Reading]:
     """The Reading of each tree of weights; none where no tree is split over data or fsdp."""
     if mesh.shape["fsdp"] == 1 and (mesh.shape["data"] == 1 or "zero" not in rule_set.values()):
         return {}
-    return {tree: Reading(name, mesh) for tree, name in rule_set.items()}
+    return {tree: Reading(name, mesh, dtype) for tree, name in rule_set.items()}
 
 
 def _over_tensor(axes: Any) -> str | None:
@@ -47,7 +51,8 @@ def _over_tensor(axes: Any) -> str | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _put_together(weight: jax.Array, split: NamedSharding, whole: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(weight, whole)
+    # Held in parts up to here: XLA would put the wider type together and change it then.
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(weight, split), whole)
 
 
 def _forward(weight: jax.Array, split: NamedSharding, whole: NamedSharding) -> tuple[jax.Array, None]:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,24 +168,24 @@ class Checkpointer:
         """
         reasons = []
         for candidate in [step] if step is not None else self.steps()[::-1]:
-            try:
-                self._verify(candidate, jax.process_index(), jax.process_count())
-                about = self._about(candidate)
-                self._compare(candidate, describe(flatten(abstract)), about["leaves"])
-                leaves = self._leaves(candidate, flatten(abstract))
-                problem = None
-            except _Unreadable as error:
-                problem = str(error)
-            if not on_all(problem is None):  # each process reads its own part: what one cannot read, none takes
-                problem = problem or f"checkpoint {self.folder}/{candidate} cannot be read by another process"
+            problem, read = None, None
+            for attempt in (self._verify_share, partial(self._read_all, abstract)):
+                try:
+                    read = attempt(candidate)
+                except _Unreadable as error:
+                    problem = str(error)
+                # What one cannot read, none takes; and in orbax all meet, so none may go there alone.
+                if not on_all(problem is None):
+                    problem = problem or f"checkpoint {self.folder}/{candidate} cannot be read by another process"
+                    break
+            if problem is not None:
                 reasons.append(problem)
                 log.warning("%s", problem)
                 continue
             if reasons:
                 self._unreadable = [n for n in self.steps() if n > candidate]
                 log.warning("going on from the last good checkpoint %s/%s", self.folder, candidate)
-            state = jax.tree.unflatten(jax.tree.structure(abstract), list(leaves.values()))
-            return Restored(candidate, state, about["position"], about["about"])
+            return read
         if reasons:
             raise CheckpointError(
                 f"nothing readable in {self.folder}: {'; '.join(reasons)}; bring the "
@@ -222,6 +223,16 @@ class Checkpointer:
             which = "" if step is None else f" of step {step}"
             raise CheckpointError(f"no checkpoint{which} in {self.folder}; it has {steps}")
         return step
+
+    def _verify_share(self, step: int) -> None:
+        self._verify(step, jax.process_index(), jax.process_count())
+
+    def _read_all(self, abstract: Any, step: int) -> Restored:
+        about = self._about(step)
+        self._compare(step, describe(flatten(abstract)), about["leaves"])
+        leaves = self._leaves(step, flatten(abstract))
+        state = jax.tree.unflatten(jax.tree.structure(abstract), list(leaves.values()))
+        return Restored(step, state, about["position"], about["about"])
 
     def _verify(self, step: int, share: int = 0, of: int = 1) -> None:
         # Once. Only where all processes agree afterwards on what is readable may each take its share of the files.

@@ -135,3 +135,28 @@ def test_print_shows_what_would_be_started():
     assert "JAX_COORDINATOR_ADDRESS=127.0.0.1:4321 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 " in lines[1]
     process = cluster()
     assert process.communicate(timeout=30)[1] .startswith("error: nothing to run: give a command after --")
+
+
+TOGETHER = """
+import jax, numpy as np
+from lcm_jax import joining
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("cache_hits") else None)
+with joining.joined():
+    mesh = jax.make_mesh((2,), ("data",))
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    x = jax.make_array_from_process_local_data(split, np.ones((1, 3), np.float32))
+    total = jax.jit(lambda x: jax.numpy.tanh(x).sum())
+    hits.clear()
+    assert float(total(x)) > 4
+    print("hits", len(hits), flush=True)
+"""
+
+
+def test_processes_on_cpus_find_what_was_compiled_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    for expected in ("hits 0", "hits 1"):
+        process = start("launch.local_cluster", "--processes=2", "--devices=1", "--", sys.executable, "-c", TOGETHER)
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert sorted(x for x in out.split("\n") if "hits" in x) == [f"[0] {expected}", f"[1] {expected}"]

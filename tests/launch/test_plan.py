@@ -11,7 +11,8 @@ import jax
 import pytest
 import tiny
 
-from lcm_jax import build, plan_memory, plan_report, planning
+from lcm_jax import build, plan_composed, plan_memory, plan_report, planning
+from lcm_jax.models.unet import UNetConfig
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.chips import CHIPS, Topology, compiles_for_tpu, topology
 from lcm_jax.parallel.collectives import Traffic
@@ -62,6 +63,81 @@ def test_parts_are_compiled_apart(config, first, tmp_path):
     assert memory.extra["student gradient"] > memory.extra["optimiser update"] >= plan.bytes["params"]  # gradients
     assert 0.5 < plan_memory.estimated(plan).peak / memory.peak < 2
     assert "part by part" in "\n".join(found.lines()) and found.traffic == {}
+
+
+def test_blocks_make_up_a_u_net():
+    cfg = UNetConfig(channels=(32, 64, 96), attention=(True, True, False), depth=(1, 2, 1), heads=(2, 2, 2), layers=2)
+    chain = plan_composed.blocks(cfg, (8, 12))
+    assert [b.kind for b in chain] == [
+        *("layer", "layer", "down"), *("layer", "layer", "down"), *("layer", "layer"), "mid",
+        *("layer", "layer", "layer", "up"), *("layer", "layer", "layer", "up"), *("layer", "layer", "layer"),
+    ]  # fmt: skip
+    for before, block in zip(chain, chain[1:], strict=False):
+        assert block.sides == before.out_sides and block.inputs == before.outputs + block.skipped
+    made = lambda i: (chain[i].outputs if i >= 0 else 32, chain[i].out_sides if i >= 0 else (8, 12))
+    joined = [b for b in chain if b.source is not None]
+    assert [b.source for b in joined] == [7, 6, 5, 4, 3, 2, 1, 0, -1]  # the last made is the first read
+    assert all(made(b.source) == (b.skipped, b.sides) for b in joined)
+    assert [b.depth for b in chain if b.kind == "mid"] == [1] and {b.depth for b in chain if b.level == 2} == {0}
+
+
+def test_what_is_alive_at_a_block_is_what_is_kept_and_what_waits():
+    cfg = UNetConfig(channels=(8, 16), attention=(False, False), depth=(1, 1), heads=(1, 1), layers=1, norm_groups=8)
+    chain = plan_composed.blocks(cfg, (4, 4))
+    program = lambda size: plan_memory.Compiled(1.0, {"temporaries": size, "code": 1}, None, 1.0, 1.0, {})
+    found = {name: program(7) for block in chain for name in (block.name, f"{block.name}, backward")}
+    size = lambda side, channels: 2 * side**2 * channels * 4  # two samples of float32
+    maps = ((4, 8), (4, 8), (2, 8), (2, 16), (2, 32), (2, 24), (2, 16), (4, 24), (4, 16))
+    inputs = [size(*of) for of in maps]
+    of_map = lambda sides, channels: size(sides[0], channels)
+    alive = lambda backward: plan_composed.alive(chain, found, of_map, backward)
+    forward = alive(False)
+    assert len(forward) == len(inputs) == 9
+    assert forward[0] == size(4, 8) + size(4, 8) + 7 + 9  # the code of all blocks
+    # Its input and output, the first convolution's and the first block's, which go over skip connections.
+    assert forward[2] == size(2, 8) + size(2, 16) + 2 * size(4, 8) + 7 + 9
+    both = alive(True)
+    assert both[8] == sum(inputs) + size(4, 8) + 7 + 18  # all inputs are kept
+    assert both[9 + 8] == sum(inputs) + size(4, 8) + size(4, 16) + 7 + 18  # and gradients come and go
+    # Of the last block's input a half waits for the first convolution, and of the one before for the first block.
+    assert both[9 + 6] == sum(inputs[:7]) + 2 * size(4, 8) + size(4, 16) + size(2, 16) + 7 + 18
+    assert both[9] == inputs[0] + size(4, 8) + size(4, 8) + size(4, 8) + 7 + 18
+
+
+def test_a_composed_plan_is_that_of_its_parts(config, first, tmp_path):
+    model = {"teacher": str(first.teacher), "w_width": tiny.W_WIDTH, "remat": "block"}
+    cfg = config(LCD, model, mesh={"data": 1, "fsdp": 8, "rules": "fsdp"})
+    cfg["data"]["batch_size"] = 2**12  # activations, not weights, are what takes memory
+    found = {m: plan_report.forecast(cfg, topology("cpu:8"), m, tmp_path) for m in ("parts", "composed")}
+    apart, whole = found["composed"].memory, found["parts"].memory
+    assert apart.method == "composed" and set(apart.extra) == set(whole.extra)
+    assert apart.extra["optimiser update"] == whole.extra["optimiser update"]
+    for name in ("teacher forward", "target forward", "student gradient"):
+        # A CPU's compiler computes side by side what it can, and keeps what it was told to recompute.
+        assert 0.25 < apart.extra[name] / whole.extra[name] < 1.1, name
+    counted = lambda memory: sum(memory.runs[name] * p.flops for name, p in memory.programs.items())
+    assert counted(apart) == pytest.approx(counted(whole), rel=0.1)
+    assert set(apart.traffic) == set(whole.traffic)
+    for kind, traffic in whole.traffic.items():
+        assert apart.traffic[kind].sent == pytest.approx(traffic.sent, rel=0.05), kind
+    assert "composed of one block of each kind" in "\n".join(found["composed"].lines())
+
+
+def test_a_deep_transformer_is_taken_from_two_shallow_ones():
+    program = lambda *n: plan_memory.Compiled(
+        1.0, {"temporaries": n[0]}, None, float(n[1]), 1.0, {"all-gather": Traffic(n[2], n[2], n[2])}
+    )
+    deep = plan_composed._extended(program(10, 20, 3), program(14, 30, 5), 10)
+    assert deep.memory == {"temporaries": 46} and deep.flops == 110 and deep.traffic["all-gather"].count == 21
+    shared = plan_composed._extended(program(10, 20, 3), program(9, 30, 3), 10)  # memory the pieces take in turn
+    assert shared.memory == {"temporaries": 10}
+
+
+@pytest.mark.parametrize("changes, words", [({"remat": "none"}, "set that, or take parts")])
+def test_what_cannot_be_composed_says_so(changes, words, config, first):
+    model = {"teacher": str(first.teacher), "w_width": tiny.W_WIDTH, **changes}
+    with pytest.raises(ValueError, match=words):
+        plan_report.forecast(config(LCD, model), topology("cpu:1"), "composed")
 
 
 def test_operations_of_accumulated_passes_are_all_counted(config):

@@ -133,6 +133,14 @@ def steps(where: Path) -> list[int]:
         keep.close()
 
 
+def turn_a_bit(checkpoint: Path) -> None:
+    """In its largest file, whose hash one of the processes looks at."""
+    file = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def lcd(data):
     """The config of a distillation by plain gradient descent, as a process of its own reads it."""
@@ -166,8 +174,8 @@ def two(lcd, alone, data):
     root = data.root / "two"
     begun = root / "resumed"
     shutil.copytree(alone.run, begun)
-    for step in range(STOPPED, WHOLE + 1):
-        shutil.rmtree(begun / "checkpoints" / str(step))
+    shutil.rmtree(begun / "checkpoints" / str(WHOLE))
+    turn_a_bit(begun / "checkpoints" / str(STOPPED))
     (root / "lcd.json").write_text(json.dumps(lcd))
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     command = [sys.executable, *CLUSTER, "--devices", "4", "--", sys.executable, __file__, str(root)]
@@ -210,6 +218,9 @@ def test_two_processes_go_on_where_one_stopped(two, alone):
     assert two.said[0]["split"] > 5
     assert close(losses(two.root / "resumed"), losses(alone.run))
     assert close(trained(two.root / "resumed"), trained(alone.run))
+    assert "is not what was written" in two.done.stderr  # one process found the turned bit
+    assert "cannot be read by another process" in two.done.stderr
+    assert two.done.stderr.count(f"going on from the last good checkpoint {two.root}/resumed") == 2
     (sheet,) = (two.root / "resumed" / "samples").iterdir()  # drawn by both, written by one
     assert sheet.name == f"step_{WHOLE:07d}.png"
 

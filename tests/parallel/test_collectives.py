@@ -75,6 +75,52 @@ def test_the_text_of_tpus_is_read():
     assert found["collective-permute"] == Traffic(3, 3 * 64 * 64 * 2, 3 * 64 * 64 * 2)
 
 
+SPREAD = """HloModule jit_step, is_scheduled=true
+
+%start (w: bf16[64,16]) -> (bf16[64,16], bf16[64,64]) {
+  %all-gather.1 = bf16[64,64]{1,0} all-gather(%w), channel_id=4, replica_groups={{0,1,2,3}}, dimensions={1}
+  ROOT %custom-call.1 = (bf16[64,16], bf16[64,64]) custom-call(%all-gather.1), custom_call_target="AsyncStart"
+}
+
+%meanwhile (w: bf16[64,16]) -> bf16[64,64] {
+  %all-gather.2 = bf16[64,64]{1,0} all-gather(%w), channel_id=4, replica_groups={{0,1,2,3}}, dimensions={1}
+  ROOT %custom-call.2 = bf16[64,64] custom-call(%w, %all-gather.2), custom_call_target="AsyncDone"
+}
+
+%condition (state: (bf16[8,8], u32[])) -> pred[] {
+  %constant.1 = u32[]{:T(128)} constant(8), metadata={op_name="jit(step)/dot_general"}
+  %i = u32[]{:T(128)} get-tuple-element(%state), index=1
+  ROOT %compare = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
+}
+
+%body (state: (bf16[8,8], u32[])) -> (bf16[8,8], u32[]) {
+  %constant.2 = u32[]{:T(128)} constant(2)
+  %j = u32[]{:T(128)} get-tuple-element(%state), index=1
+  %x = bf16[8,8]{1,0} get-tuple-element(%state), index=0
+  %copy = u32[]{:T(128)S(6)} copy(%j)
+  %next = u32[]{:T(128)} add(%copy, %constant.2), control-predecessors={%copy}
+  %permute-start = (bf16[8,8]{1,0}, bf16[8,8]{1,0}, u32[], u32[]{:S(2)}) collective-permute-start(%x), channel_id=7
+  %permute-done = bf16[8,8]{1,0} collective-permute-done(%permute-start)
+  ROOT %tuple = (bf16[8,8]{1,0}, u32[]{:T(128)}) tuple(%permute-done, %next)
+}
+
+ENTRY %main (w: bf16[64,16]) -> bf16[64,64] {
+  %fusion.1 = (bf16[64,16], bf16[64,64]) fusion(%w), kind=kCustom, calls=%start
+  %fusion.2 = bf16[64,64] fusion(%w), kind=kCustom, calls=%meanwhile
+  %while = (bf16[8,8], u32[]) while(%init), condition=%condition, body=%body, metadata={op_name="dot_general"}
+  ROOT %copy.9 = bf16[64,64] copy(%fusion.2)
+}
+"""
+
+
+def test_a_message_spread_over_computations_is_one_and_a_loop_counts_by_its_condition():
+    found = collectives(SPREAD, 4)
+    assert found["all-gather"] == Traffic(1, 64 * 64 * 2, 64 * 64 * 2 * 3 // 4)
+    assert found["collective-permute"] == Traffic(4, 4 * 8 * 8 * 2, 4 * 8 * 8 * 2)
+    unknown = collectives(SPREAD.replace("direction=LT", "direction=GT"), 4)
+    assert unknown["collective-permute"].count == 1
+
+
 @pytest.mark.parametrize("text", ["", "HloModule empty\n"])
 def test_no_program_has_no_messages(text):
     assert collectives(text, 8) == {}

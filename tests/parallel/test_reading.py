@@ -43,6 +43,22 @@ def test_what_lies_in_parts_is_read_whole_and_its_gradient_lies_in_parts_again(s
     np.testing.assert_array_equal(gradient, 2 * kernel(TREE))
 
 
+def test_a_weight_is_sent_in_the_type_in_which_layers_compute():
+    mesh = make_mesh(data=1, fsdp=8)
+    split = rules.infer(TREE, "fsdp", mesh)
+    placed, read = jax.device_put(TREE, split), Reading("fsdp", mesh, "bfloat16")
+    seen = lambda tree: read("attn1/to_q/kernel", tree["attn1"]["to_q"]["kernel"])
+    half = jax.jit(seen)(placed)
+    assert half.dtype == jnp.bfloat16 and half.is_fully_replicated
+    gradient = jax.jit(jax.grad(lambda tree: jnp.square(seen(tree).astype(jnp.float32)).sum()))(placed)
+    kernel = gradient["attn1"]["to_q"]["kernel"]
+    assert kernel.dtype == jnp.float32 and kernel.sharding.is_equivalent_to(split["attn1"]["to_q"]["kernel"], 2)
+    np.testing.assert_array_equal(kernel, (2 * half.astype(jnp.float32)).astype(jnp.bfloat16).astype(jnp.float32))
+    whole = jax.jit(read.tree)(placed)["attn1"]["to_q"]["kernel"]  # of what is merged before it is read
+    assert whole.dtype == jnp.float32 and whole.is_fully_replicated
+    assert {r.dtype for r in readings(rules.by_tree("fsdp", {}), mesh, "bfloat16").values()} == {"bfloat16"}
+
+
 def test_where_nothing_lies_in_parts_nothing_is_done():
     names = rules.by_tree("fsdp", {})
     assert readings(names, make_mesh()) == {}

@@ -1,0 +1,97 @@
+"""Distilling Stable Diffusion on pods that nobody rented: memory, operations, messages and time, by the TPU's compiler.
+
+    python -m benchmarks.topologies [--configs lcd_sd15,lcd_sdxl] [--topologies v5e:4x4]
+
+Needs libtpu (pip install -e '.[tpu]'), no TPU. Every report is launch.plan's; one that --work has is not made again.
+Of SDXL one block of each kind is compiled; how far such a report is from one whose passes are compiled whole is said
+of Stable Diffusion 1.5.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+
+ROOT = Path(__file__).parents[1]
+# Samples of each chip: what fits, and no more than a sensible global batch.
+SAMPLES = {
+    "lcd_sd15": {"v5e:4x4": 4, "v5e:16x16": 1, "v5p:4x4x4": 4},
+    "lcd_sd21_768": {"v5e:4x4": 2, "v5e:16x16": 1, "v5p:4x4x4": 4},
+    "lcd_sdxl": {"v5e:4x4": 1, "v5e:16x16": 1, "v5p:4x4x4": 2},
+}
+METHODS = {"lcd_sd15": "parts", "lcd_sd21_768": "parts", "lcd_sdxl": "composed"}
+CHECKED = "lcd_sd15", "v5e:4x4"
+CHIPS = {"v5e:4x4": 16, "v5e:16x16": 256, "v5p:4x4x4": 64}
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", default=",".join(SAMPLES))
+    parser.add_argument("--topologies", default=",".join(CHIPS))
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--work", default="runs/topologies")
+    parser.add_argument("--name", default="topologies")
+    args = parser.parse_args()
+    work = Path(args.work).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    found = {
+        f"{config} on {on}": report(config, on, args.preset, METHODS[config], work)
+        for on in args.topologies.split(",")
+        for config in args.configs.split(",")
+    }
+    checked = composition(*(report(*CHECKED, args.preset, method, work) for method in ("composed", "parts")))
+    print(table(found))
+    results.save(args.name, {"preset": args.preset, "composition": checked, "reports": found})
+
+
+def composition(composed: dict[str, Any], parts: dict[str, Any]) -> dict[str, float]:
+    """What a composed report says over what one of whole passes says."""
+    sent = lambda said: sum(kind["sent"] for kind in said["traffic"].values())
+    operations = lambda said: sum(said["memory"]["runs"][n] * p["flops"] for n, p in said["memory"]["programs"].items())
+    extra = {name: size / parts["memory"]["extra"][name] for name, size in composed["memory"]["extra"].items()}
+    return {
+        "peak": composed["peak"] / parts["peak"],
+        **{f"{name}, beside what stays": share for name, share in extra.items()},
+        "operations": operations(composed) / operations(parts),
+        "sent": sent(composed) / sent(parts),
+        "accessed": composed["accessed"] / parts["accessed"],
+    }
+
+
+def report(config: str, on: str, preset: str, method: str, work: Path) -> dict[str, Any]:
+    """What launch.plan says of a config on a topology."""
+    kept = work / f"{config}-{on.replace(':', '-')}-{method}.json"
+    if not kept.exists():
+        print(f"{config} on {on}", flush=True)
+        batch = SAMPLES[config][on] * CHIPS[on]
+        flags = [f"--config=configs/{config}.py:{preset}", f"--topology={on}", f"--config.data.batch_size={batch}"]
+        call = [sys.executable, "-m", "launch.plan", *flags, f"--compile={method}", f"--json={kept}"]
+        subprocess.run(call, cwd=ROOT, check=True)
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """One line a report."""
+    lines = [
+        "| run, compiled | samples a step | GiB a chip: stays, peak | TFLOP a sample | sent by a chip a step, GiB | "
+        "samples/s at best | bound by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, said in found.items():
+        sent = sum(kind["sent"] for kind in said["traffic"].values()) / GIB
+        peak = "does not fit" if not said["fits"] else f"{said['peak'] / GIB:.1f}"
+        each = said["flops"] / said["batch_size"] / 1e12
+        lines.append(
+            f"| {name}, {said['memory']['method']} | {said['batch_size']} | {said['held'] / GIB:.1f}, {peak} | {each:.1f} | {sent:.1f} | "
+            f"{said['samples_per_second']:.0f} | {said['seconds']['bound']} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
