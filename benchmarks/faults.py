@@ -196,7 +196,7 @@ def damage(run: Path, kind: str) -> dict[str, Any]:
 
 def missing(config: Path, run: Path, data: Path, kind: str, start: float) -> dict[str, Any]:
     """Takes a shard away, or half of it, while the run steps; it and a new life say so or go on; then puts it back."""
-    shard = sorted(data.glob("*.array_record"))[0]
+    shard = sorted(data.glob("train-*.array_record"))[0]
     kept = shard.with_suffix(".kept")
     found: dict[str, Any] = {"kind": kind, "file": shard.name}
     shutil.copy(shard, kept)

@@ -85,9 +85,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for name, said in found.items():
         sent = sum(kind["sent"] for kind in said["traffic"].values()) / GIB
         peak = "does not fit" if not said["fits"] else f"{said['peak'] / GIB:.1f}"
-        each = said["flops"] / said["batch_size"] / 1e12
+        each, how = said["flops"] / said["batch_size"] / 1e12, said["memory"]["method"]
         lines.append(
-            f"| {name}, {said['memory']['method']} | {said['batch_size']} | {said['held'] / GIB:.1f}, {peak} | {each:.1f} | {sent:.1f} | "
+            f"| {name}, {how} | {said['batch_size']} | {said['held'] / GIB:.1f}, {peak} | {each:.1f} | {sent:.1f} | "
             f"{said['samples_per_second']:.0f} | {said['seconds']['bound']} |"
         )
     return "\n".join(lines)
