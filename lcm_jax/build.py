@@ -331,7 +331,7 @@ def assemble(
     `first` reads the weights to start from onto the mesh: only a run that begins calls it, and does not keep them.
     """
     mesh, rule_set = mesh_of(cfg)
-    tx, read = optimizer_of(cfg), readings(rule_set, mesh, cfg["model"].get("dtype"))
+    tx, read = optimizer_of(cfg), readings(rule_set, mesh, computes_in(cfg))
     step = step_of(cfg, objective, net, teacher_apply, tx, weights, prepare, read)
     make = first_state(cfg, net, tx, objective)
     key = jax.random.key(cfg["seed"])
@@ -357,6 +357,11 @@ def assemble(
         weights=weights,
         readings=read,
     )
+
+
+def computes_in(cfg: Mapping[str, Any]) -> str | None:
+    """The type in which config.model says that layers compute; None: that of the weights."""
+    return cfg["model"].get("dtype") if isinstance(cfg["model"], Mapping) else None  # an autoencoder's is a preset
 
 
 def mesh_of(cfg: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> tuple[Mesh, dict[str, str]]:

@@ -13,13 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array
 from tqdm import tqdm
 
-from lcm_jax.models.functional import Net, functional
-from lcm_jax.models.layers import Downsample, Image, Resized, Upsample
-from lcm_jax.models.unet import Level, MidBlock, UNet, UNetConfig, block_widths
+from lcm_jax.models.unet import UNetConfig
+from lcm_jax.models.unet_blocks import Block, block_net, blocks, frame
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.collectives import Traffic
 from lcm_jax.parallel.transfer import batch_sharding
@@ -29,77 +27,6 @@ from lcm_jax.planning import Plan
 FORWARD = {"teacher forward": "teacher", "target forward": "target"}  # parts, and the tree of weights they read
 GRADIENT = "student gradient"
 Size = Callable[[tuple[int, int], int], int]
-
-
-@dataclass(frozen=True)
-class Block:
-    """What a U-Net runs as one piece: everything it reads but weights, times and captions is a map of features."""
-
-    kind: str  # "layer", "mid", "down" or "up"
-    level: int
-    sides: tuple[int, int]
-    inputs: int
-    outputs: int
-    depth: int = 0  # of its transformer
-    source: int | None = None  # which block, counted from 0, made what came over its skip connection; -1: conv_in
-    skipped: int = 0  # channels of that
-
-    @property
-    def out_sides(self) -> tuple[int, int]:
-        """Of the map that it makes."""
-        halve = lambda side: (side + 1) // 2
-        return {"down": tuple(map(halve, self.sides)), "up": tuple(2 * side for side in self.sides)}.get(
-            self.kind, self.sides
-        )
-
-    @property
-    def name(self) -> str:
-        """What blocks that compile to the same program share."""
-        sees = f" depth {self.depth}" if self.depth else ""
-        return f"{self.kind} {self.inputs}-{self.outputs} at {self.sides[0]}x{self.sides[1]}{sees}"
-
-
-class _Layer(Level):
-    """One residual block and its transformer."""
-
-    def __call__(self, x: Image, temb: Array, context: Array) -> Resized:
-        return self.layer(0, x, temb, context)
-
-
-class _Frame(UNet):
-    """A U-Net that skips its blocks."""
-
-    def __call__(self, z: Image, t: Array, context: Array, w_features=None, pooled=None, time_ids=None) -> Resized:
-        dtype = jnp.dtype(self.cfg.dtype)
-        temb = self._embed_time(t, w_features, pooled, time_ids, dtype)
-        x = self.conv_in(z.astype(dtype)) + temb[:, None, None, : self.cfg.channels[0]]
-        return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(z.dtype)
-
-
-def blocks(cfg: UNetConfig, sides: tuple[int, int]) -> list[Block]:
-    """A U-Net's blocks on a latent of that height and width, in the order in which they run."""
-    down, up = block_widths(cfg)
-    found: list[Block] = []
-    skips = [(-1, cfg.channels[0])]
-    depth = lambda i: cfg.depth[i] if cfg.attention[i] else 0
-    at = [sides]
-    for i, level in enumerate(down):
-        for inputs, outputs in level:
-            found.append(Block("layer", i, at[-1], inputs, outputs, depth(i)))
-            skips.append((len(found) - 1, outputs))
-        if i < len(down) - 1:
-            found.append(Block("down", i, at[-1], outputs, outputs))
-            skips.append((len(found) - 1, outputs))
-            at.append(found[-1].out_sides)
-    found.append(Block("mid", -1, at[-1], cfg.channels[-1], cfg.channels[-1], cfg.depth[-1]))
-    for i, level in zip(reversed(range(len(down))), up, strict=True):
-        for inputs, outputs in level:
-            source, skipped = skips.pop()
-            found.append(Block("layer", i, at[-1], inputs, outputs, depth(i), source, skipped))
-        at.pop()
-        if i > 0:
-            found.append(Block("up", i, found[-1].sides, outputs, outputs))
-    return found
 
 
 def composed(plan: Plan, target: str, cache: Path | None = None, effort: float = QUICK) -> Memory:
@@ -114,7 +41,7 @@ def composed(plan: Plan, target: str, cache: Path | None = None, effort: float =
         raise ValueError("--compile composed is for U-Nets of Stable Diffusion trained whole: take parts or whole")
     if cfg.remat != "block":
         raise ValueError("--compile composed counts what config.model.remat=block keeps: set that, or take parts")
-    framed = {name: net and _frame(net) for name, net in (("trained", work.trained), ("teacher", work.teacher))}
+    framed = {name: net and frame(net.config) for name, net in (("trained", work.trained), ("teacher", work.teacher))}
     frames = replace(plan, work=replace(work, **framed))
     rest = in_parts(frames, target, cache, effort)
     if rest.refused:
@@ -151,10 +78,6 @@ def _passes(frames: Plan, runs: Mapping[str, int]) -> Iterator[tuple[str, int, i
 
 def _sides(plan: Plan) -> tuple[int, int]:
     return plan.batch["mean"].shape[1:3]
-
-
-def _frame(net: Net) -> Net:
-    return functional(lambda rngs: _Frame(net.config, rngs), net.config)
 
 
 def alive(chain: list[Block], found: Mapping[str, Compiled], size: Size, backward: bool) -> list[int]:
@@ -215,7 +138,7 @@ class _Maker:
         return _extended(one, two, block.depth)
 
     def _program(self, block: Block, back: bool) -> Compiled:
-        net, plan = self._net(block), self.plan
+        net, plan = block_net(block, self.cfg), self.plan
         sharding, dtype = batch_sharding(plan.mesh), jnp.dtype(self.cfg.dtype)
         array = lambda *shape: jax.ShapeDtypeStruct((self.batch, *shape), dtype, sharding=sharding)
         weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self._held_as), net.abstract())
@@ -241,19 +164,6 @@ class _Maker:
     def _compiled(self, function: Callable[..., Any], *arguments: Any) -> Compiled:
         lowered = jax.jit(function, keep_unused=True).lower(*arguments)
         return compiled(lowered, self.plan.devices, self.target, self.cache, self.effort)
-
-    def _net(self, block: Block) -> Net:
-        cfg, temb = self.cfg, 4 * self.cfg.channels[0]
-        deep = replace(cfg, depth=(block.depth,) * len(cfg.depth))
-        kw = {"dtype": jnp.dtype(cfg.dtype)}
-        return functional(
-            {
-                "layer": lambda rngs: _Layer([(block.inputs, block.outputs)], block.level, temb, deep, rngs),
-                "mid": lambda rngs: MidBlock(temb, deep, rngs),
-                "down": lambda rngs: Downsample(block.inputs, rngs=rngs, **kw),
-                "up": lambda rngs: Upsample(block.inputs, rngs=rngs, **kw),
-            }[block.kind]
-        )
 
     @property
     def _held_as(self) -> Any:

@@ -118,7 +118,7 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
         raise ValueError("config.objective.name is 'autoencoder': plans are for what trains on latents")
     work = (_captioned if build.takes(cfg["objective"]["name"], "kind") else _noise_levels)(cfg)
     mesh, rule_set = build.mesh_of(cfg, devices)
-    tx, read = build.optimizer_of(cfg), readings(rule_set, mesh, cfg["model"].get("dtype"))
+    tx, read = build.optimizer_of(cfg), readings(rule_set, mesh, build.computes_in(cfg))
     frozen: dict[str, Any] = {"teacher": None, "batch": _whole(work.constants, mesh)}
     frozen |= {name: _placed(tree, rule_set["teacher"], mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -13,6 +13,7 @@ import tiny
 
 from lcm_jax import build, plan_composed, plan_memory, plan_report, planning
 from lcm_jax.models.unet import UNetConfig
+from lcm_jax.models.unet_blocks import blocks
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.chips import CHIPS, Topology, compiles_for_tpu, topology
 from lcm_jax.parallel.collectives import Traffic
@@ -55,7 +56,7 @@ def test_the_memory_foretold_is_what_the_compiler_says_of_the_run(config, tmp_pa
 
 def test_blocks_make_up_a_u_net():
     cfg = UNetConfig(channels=(32, 64, 96), attention=(True, True, False), depth=(1, 2, 1), heads=(2, 2, 2), layers=2)
-    chain = plan_composed.blocks(cfg, (8, 12))
+    chain = blocks(cfg, (8, 12))
     assert [b.kind for b in chain] == [
         *("layer", "layer", "down"), *("layer", "layer", "down"), *("layer", "layer"), "mid",
         *("layer", "layer", "layer", "up"), *("layer", "layer", "layer", "up"), *("layer", "layer", "layer"),
@@ -71,7 +72,7 @@ def test_blocks_make_up_a_u_net():
 
 def test_what_is_alive_at_a_block_is_what_is_kept_and_what_waits():
     cfg = UNetConfig(channels=(8, 16), attention=(False, False), depth=(1, 1), heads=(1, 1), layers=1, norm_groups=8)
-    chain = plan_composed.blocks(cfg, (4, 4))
+    chain = blocks(cfg, (4, 4))
     program = lambda size: plan_memory.Compiled(1.0, {"temporaries": size, "code": 1}, None, 1.0, 1.0, {})
     found = {name: program(7) for block in chain for name in (block.name, f"{block.name}, backward")}
     size = lambda side, channels: 2 * side**2 * channels * 4  # two samples of float32
