@@ -34,7 +34,7 @@ MESHES: dict[str, tuple[int, int, dict[str, Any]]] = {  # processes, devices of 
 }
 RUNS = {  # config, changes, rate, network; slct couples over the global batch by default (transport_parts 1)
     "lcd": ("configs/emoji_lcd.py", ["objective.skip=200"], 0.1, "unet"),
-    "slct": ("configs/emoji_slct.py", [], 3e-4, "network"),
+    "slct": ("configs/emoji_slct.py", [], 1e-6, "network"),
 }
 LIMIT = 1e-5
 
