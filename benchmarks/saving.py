@@ -41,7 +41,7 @@ def main() -> None:
     for turn in range(args.rounds):
         for name, between in (("saving", every), ("without", 10**9))[:: 1 if turn % 2 == 0 else -1]:
             config = config_file.train(load_config(args.config), steps, data, args.batch_size, between)
-            found[name].append(timed(config, work / f"{name}-{turn}", between))
+            found[name].append(timed(config, work / f"{name}-{turn}"))
             print(f"round {turn + 1}, {name}: {found[name][-1]}", flush=True)
     total = lambda name: statistics.median(run["seconds"] for run in found[name])
     blocked = [seconds for run in found["saving"] for seconds in run["blocked"]]
@@ -57,7 +57,7 @@ def main() -> None:
     results.save("saving", {**{k: v for k, v in vars(args).items() if k not in ("work", "data")}, **values})
 
 
-def timed(config: Any, where: Path, every: int) -> dict[str, Any]:
+def timed(config: Any, where: Path) -> dict[str, Any]:
     """Seconds between the first report and the last, and those for which each checkpoint held the loop up."""
     file = config_file.write(config, where.with_suffix(".py"))
     with where.with_suffix(".log").open("wb") as log:

@@ -24,8 +24,8 @@ COMPILE = flags.DEFINE_enum(
     "again; for Stable Diffusion), or estimate; by default the step if it has at most 300 M trained parameters.",
 )  # fmt: skip
 EFFORT = flags.DEFINE_float(
-    "effort", None, "Of the compiler for speed, -1 to 1: less is quicker, and says rather too much memory than too "
-    "little; by default 0 (what runs compile with) for the step, -1 for its parts.", -1.0, 1.0,
+    "effort", None, "Of the compiler for speed, -1 to 1: less is quicker, and such programs take more memory as a "
+    "rule; by default 0 (what runs compile with) for the step, -1 for its parts.", -1.0, 1.0,
 )  # fmt: skip
 JSON = flags.DEFINE_string("json", None, "File for the numbers, with versions and date.")
 flags.mark_flag_as_required("config")

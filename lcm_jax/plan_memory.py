@@ -21,7 +21,8 @@ from lcm_jax.parallel.liveness import peak_bytes
 from lcm_jax.planning import Plan, device_bytes
 from lcm_jax.train.step import average, bound, readable
 
-QUICK = -1.0  # the compiler's least effort for speed: a tenth of the time, as a rule more memory than a run takes
+LEAST = -1.0  # effort of the compiler for speed: a tenth of the time, as a rule more memory than a run takes
+Part = tuple[Callable[..., Any], tuple[Any, ...], int, int, tuple[int, ...]]
 GIVEN_UP = ("RESOURCE_EXHAUSTED", "Ran out of memory")
 
 
@@ -88,13 +89,20 @@ def whole(plan: Plan, target: str, cache: Path | None = None, effort: float = 0.
     return Memory("whole", peak, found.refused, {"step": found}, {"step": 1}, effort=effort)
 
 
-def in_parts(plan: Plan, target: str, cache: Path | None = None, effort: float = QUICK) -> Memory:
+def in_parts(plan: Plan, target: str, cache: Path | None = None, effort: float = LEAST) -> Memory:
     """Forward passes, the student's gradient and the update compiled apart: quicker, and less of the host's memory.
 
     The peak is what stays on a device and the most that one part needs beside it.
     """
+    return compiled_parts(parts(plan), plan, target, cache, effort)
+
+
+def compiled_parts(
+    made: dict[str, Part], plan: Plan, target: str, cache: Path | None, effort: float
+) -> Memory:
+    """in_parts() of parts that are there already."""
     programs, extra, runs = {}, {}, {}
-    bar = tqdm(parts(plan).items(), "compiling", unit="part", mininterval=0)
+    bar = tqdm(made.items(), "compiling", unit="part", mininterval=0)
     for name, (function, arguments, stays, times, donated) in bar:
         bar.set_postfix_str(name)
         # What it does not read is there all the same.
@@ -105,9 +113,6 @@ def in_parts(plan: Plan, target: str, cache: Path | None = None, effort: float =
             return Memory("parts", None, f"{name}: {found.refused}", programs, runs, extra, effort)
         extra[name] = max(found.total - stays, 0)
     return Memory("parts", plan.held + max(extra.values()), None, programs, runs, extra, effort)
-
-
-Part = tuple[Callable[..., Any], tuple[Any, ...], int, int, tuple[int, ...]]
 
 
 def parts(plan: Plan) -> dict[str, Part]:

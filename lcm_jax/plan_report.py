@@ -141,11 +141,11 @@ class Forecast:
         took = f", {seconds:.0f} s" if seconds else ", kept from before"
         of = self.on.name if self.on.chip.platform == "tpu" else "the host's processor"
         if self.memory.effort < 0:
-            took += ", with little effort: rather too much than too little"
+            took += ", with little effort"
         return {
             "whole": f"by the compiler for {of}{took}",
             "parts": f"by the compiler for {of}, part by part: what stays and the most a part needs beside it{took}",
-            "composed": f"by the compiler for {of}, composed of one block of each kind, as often as it comes{took}",
+            "composed": f"by the compiler for {of}, composed of one block of each kind (leave a third of room){took}",
             "none": "estimated without a compiler (activations in the order of the program, unfused)",
         }[self.memory.method]
 
@@ -190,7 +190,7 @@ def forecast(
     """What a config takes on a topology.
 
     `method` says how memory is found out: "whole", "parts" (plan_memory), "composed" (plan_composed) or "none"; None:
-    "whole" where that is quick. `effort` is the compiler's, -1 to 1; None: 0 for the whole step, else QUICK.
+    "whole" where that is quick. `effort` is the compiler's, -1 to 1; None: 0 for the whole step, else LEAST.
     Raises ValueError as planning.plan does, and where there is no compiler for the method asked for.
     """
     able = on.chip.platform == "cpu" or (on.chip.platform == "tpu" and compiles_for_tpu())

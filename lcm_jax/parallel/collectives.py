@@ -13,6 +13,8 @@ _CALLED = re.compile(r"(?:to_apply|calls|body|branch_computations|called_computa
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_PLACE = re.compile(r"get-tuple-element\(.*?index=(\d+)")
+_CONSTANT = re.compile(r"constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
@@ -29,7 +31,6 @@ class Traffic:
 class _Instruction:
     """A line of a computation."""
 
-    name: str
     operation: str
     rest: str  # behind the operation's bracket
     root: bool
@@ -56,7 +57,7 @@ def collectives(text: str, devices: int) -> dict[str, Traffic]:
             entry = name if head.group(1) else entry
         elif match := _INSTRUCTION.match(line):
             root, own, result, operation, rest = match.groups()
-            lines[name][own] = _Instruction(own, operation, rest, root is not None)
+            lines[name][own] = _Instruction(operation, rest, root is not None)
             kind = operation.removesuffix("-start")
             if kind in KINDS:
                 channel = _CHANNEL.search(line)
@@ -95,16 +96,21 @@ def collectives(text: str, devices: int) -> dict[str, Traffic]:
 
 def _trips(condition: dict[str, _Instruction], body: dict[str, _Instruction]) -> int:
     """How often a loop runs that counts from 0 in equal steps up to a constant; 1 where that is not what it does."""
-    try:
-        test = next(x for x in condition.values() if x.root and "direction=LT" in x.rest)
-        counter, limit = (condition[operand] for operand in test.operands)
-        place = int(re.search(r"index=(\d+)", counter.rest).group(1))
-        update = body[next(x for x in body.values() if x.root).operands[place]]
-        (step,) = (body[x] for x in update.operands if update.operation == "add" and body[x].operation == "constant")
-        number = lambda constant: int(constant.rest.partition(")")[0])
-        return math.ceil(number(limit) / number(step))
-    except (StopIteration, KeyError, ValueError, AttributeError, IndexError):
-        return 1
+    tests = [x.operands for x in condition.values() if x.root and x.operation == "compare" and "direction=LT" in x.rest]
+    ends = [x.operands for x in body.values() if x.root and x.operation == "tuple"]
+    places, limits, steps = _numbers(condition, _PLACE), _numbers(condition, _CONSTANT), _numbers(body, _CONSTANT)
+    for (counter, limit), end in zip(tests, ends, strict=False):
+        update = body.get(end[places[counter]]) if counter in places else None
+        if limit in limits and update is not None and update.operation == "add":
+            for step in filter(steps.get, update.operands):
+                return math.ceil(limits[limit] / steps[step])
+    return 1
+
+
+def _numbers(computation: dict[str, _Instruction], stated: re.Pattern[str]) -> dict[str, int]:
+    """The number that each instruction of a kind states."""
+    found = {name: stated.match(f"{x.operation}({x.rest}") for name, x in computation.items()}
+    return {name: int(match.group(1)) for name, match in found.items() if match}
 
 
 def _bytes(result: str, started: bool) -> int:
