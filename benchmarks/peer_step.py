@@ -16,6 +16,7 @@ import os
 import shutil
 import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,7 @@ OURS = "lcm_jax"
 JAX, TORCH = "benchmarks.peer_jax", "benchmarks.peer_torch"
 TASKS = ("Training", "Sampling")
 VARIANTS = ("eager", "eager, channels last", "compiled", "compiled, channels last")
+TUNED = "tuned, channels last"  # torch.compile's own search: many minutes for a large network
 # Share by which the sides may differ: of loss and gradient norm, of images' root mean square.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TOLERANCE)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="of PyTorch")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=(*VARIANTS, TUNED), help="of PyTorch")
     parser.add_argument("--note", default="", help="kept with the result: what else the machine did, say")
     parser.add_argument("--name", default="peer_step")
     args = parser.parse_args()
@@ -62,29 +64,40 @@ def main() -> None:
 def measure(task: str, case: Case, rounds: int, variants: list[str]) -> dict:
     """Seconds, speed and memory of each side of one task, alternating."""
     reason = unable(case)
-    left_out = {name: reason for name in variants if reason and name.startswith("compiled")}
+    left_out = {name: reason for name in variants if reason and not name.startswith("eager")}
     if len(left_out) == len(variants):
         raise ValueError(f"no variant of PyTorch is left to measure: {reason}; add an eager one to --variants")
     sides = {OURS: Side(JAX)} | {name: Side(TORCH) for name in variants if name not in left_out}
-    peers = [name for name in sides if name != OURS]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            sides[OURS].call("write_weights", case, Path(folder))
-            for name, side in sides.items():
-                print(f"{task}: building {name}", flush=True)
-                side.make(task, case, *([] if name == OURS else [Path(folder), name]))
-            ours = sides[OURS].ask("check")
-            differences = {name: check(task, case, ours, sides[name]) for name in peers}
-        whole = {name: side.call("memory_mb", case) for name, side in sides.items()}
-        for side in sides.values():
-            side.call("forget_peak", case)
-        seconds, worked = take_turns(sides, rounds)
-        peaks = {name: side.call("memory_mb", case) for name, side in sides.items()}
-        compiling = {name: side.ask("compile_seconds") for name, side in sides.items()}
-        gflop = sides[OURS].ask("flops") / 1e9
+            build(task, case, sides, Path(folder))
+            return {**compare(task, case, sides, rounds), "left_out": left_out}
     finally:
         for side in sides.values():
             side.close()
+
+
+def build(task: str, case: Case, sides: dict[str, Side], folder: Path) -> None:
+    """Every side's networks, with the same weights, written to `folder`, and its compiled functions."""
+    sides[OURS].call("write_weights", case, folder)
+    print(f"{task}: building {', '.join(sides)}", flush=True)
+    # Beside a GPU are cores enough to compile all at once.
+    with ThreadPoolExecutor(len(sides) if case.device == "cuda" else 1) as pool:
+        list(pool.map(lambda name: sides[name].make(task, case, *([] if name == OURS else [folder, name])), sides))
+
+
+def compare(task: str, case: Case, sides: dict[str, Side], rounds: int) -> dict:
+    """Checks that all sides, built, do the same work, and lets them take turns."""
+    peers = [name for name in sides if name != OURS]
+    ours = sides[OURS].ask("check")
+    differences = {name: check(task, case, ours, sides[name]) for name in peers}
+    whole = {name: side.call("memory_mb", case) for name, side in sides.items()}
+    for side in sides.values():
+        side.call("forget_peak", case)
+    seconds, worked = take_turns(sides, rounds)
+    peaks = {name: side.call("memory_mb", case) for name, side in sides.items()}
+    compiling = {name: side.ask("compile_seconds") for name, side in sides.items()}
+    gflop = sides[OURS].ask("flops") / 1e9
     best = min(peers, key=lambda name: statistics.median(seconds[name]))
     ratios = [theirs / ours for theirs, ours in zip(seconds[best], seconds[OURS], strict=True)]
     rows = {
@@ -103,7 +116,6 @@ def measure(task: str, case: Case, rounds: int, variants: list[str]) -> dict:
     return {
         "gflop": gflop,
         "sides": rows,
-        "left_out": left_out,
         "best_of_pytorch": best,
         "speed_over_best_of_pytorch": statistics.median(seconds[best]) / statistics.median(seconds[OURS]),
         "speed_over_best_of_pytorch_by_round_quartiles": quartiles(ratios),

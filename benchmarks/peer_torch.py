@@ -58,9 +58,9 @@ class Side:
 
     def compiled(self, call):
         """`call` through torch.compile where the variant says so."""
-        if not self.variant.startswith("compiled"):
+        if self.variant.startswith("eager"):
             return call
-        return torch.compile(call, mode="max-autotune-no-cudagraphs" if self.case.device == "cuda" else None)
+        return torch.compile(call, mode="max-autotune-no-cudagraphs" if self.variant.startswith("tuned") else None)
 
     def autocast(self):
         """Computes in the case's type where that is not float32."""

@@ -44,7 +44,7 @@ def cell(args: argparse.Namespace, solver: str, skip: int) -> dict:
     """Trains and scores one combination."""
     config = emoji_lcd.get_config()
     config.steps = args.updates
-    config.data.update(folder=args.data, batch_size=args.batch_size)
+    config.data.update(folder=(args.data,), batch_size=args.batch_size)
     config.model.teacher = args.teacher
     config.objective.update(skip=skip, solver_name=solver, grid="any")
     config.loop.update(checkpoint_steps=500, sample_steps=0)

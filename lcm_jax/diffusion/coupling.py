@@ -10,6 +10,11 @@ from optax.assignment import hungarian_algorithm
 
 from lcm_jax.typing import Latent, Metrics
 
+# Samples coupled exactly. On a CPU the auction is the slower one at every size, on a GPU, which does the Hungarian
+# algorithm's many small steps one by one, the faster (benchmarks/transport.py).
+EXACT_ON_CPU, EXACT_ELSEWHERE = 2048, 16
+BIDS = 8  # between two looks at whether the auction is over
+
 
 def independent(z0: Latent, eps: Latent) -> tuple[Latent, Metrics]:
     """Noise as it was drawn."""
@@ -21,13 +26,14 @@ class OptimalTransport:
     """Noise reordered so that the summed squared distance to its data is least (arXiv 2502.01441).
 
     The batch is coupled in `parts` equal runs of neighbours: 1 couples all of it, over every device of a sharded
-    run, the number of devices couples each device's own as the authors do. Up to `exact_up_to` samples a part the
-    assignment is exact, above it the cost is within `tolerance` of the range of the products, a sample. Raises
-    ValueError for a batch that does not divide; a cost that is not finite gives noise that is not.
+    run, the number of devices couples each device's own as the authors do. Up to `exact_up_to` samples a part (None:
+    what is the faster here) the assignment is exact, above it the cost is within `tolerance` of the range of the
+    products, a sample. Raises ValueError for a batch that does not divide; a cost that is not finite gives noise that
+    is not.
     """
 
     parts: int = 1
-    exact_up_to: int = 2048  # on a CPU the auction is the slower one at every size measured (benchmarks/transport.py)
+    exact_up_to: int | None = None
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -45,7 +51,10 @@ class OptimalTransport:
         # |x - n|^2 = |x|^2 - 2 <x, n> + |n|^2, and no order changes the squares' sum.
         product = jnp.einsum("pad,pbd->pab", x, n, precision="highest")
         finite = jnp.isfinite(product).all()
-        match = exact if own <= self.exact_up_to else lambda p: never_worse(auction(p, self.tolerance), p)
+        limit = self.exact_up_to
+        if limit is None:
+            limit = EXACT_ON_CPU if jax.default_backend() == "cpu" else EXACT_ELSEWHERE
+        match = exact if own <= limit else lambda p: never_worse(auction(p, self.tolerance), p)
         order = jax.vmap(match)(jnp.where(finite, product, 0))
         coupled = jnp.take_along_axis(n, order[:, :, None], axis=1)
         before, after = (jnp.square(x - v).sum() for v in (n, coupled))
@@ -77,20 +86,28 @@ def auction(product: Float[Array, "n n"], tolerance: float) -> Int[Array, " n"]:
     rows = jnp.arange(n)
 
     def bid(state):
-        prices, owner, item, step = state
-        (best, second), (wanted, _) = (v.T for v in jax.lax.top_k(product - prices[None], 2))
-        offer = jnp.where(item < 0, prices[wanted] + best - second + step, -jnp.inf)
-        highest = jax.ops.segment_max(offer, wanted, n)
-        wins = (item < 0) & (offer == highest[wanted])
-        winner = jax.ops.segment_min(jnp.where(wins, rows, n), wanted, n)
-        sold = winner < n
-        owner = jnp.where(sold, winner, owner)
-        item = jnp.full(n, -1).at[jnp.where(owner < 0, n, owner)].set(rows, mode="drop")
-        return jnp.where(sold, highest, prices), owner, item, step
+        prices, item, step = state
+        free = item < 0
+        worth = product - prices[None]
+        wanted = worth.argmax(1)
+        best = worth.max(1)
+        second = jnp.where(wanted[:, None] == rows[None], -jnp.inf, worth).max(1)
+        offer = jnp.where(free, prices[wanted] + best - second + step, -jnp.inf)
+        offers = jnp.where(wanted[:, None] == rows[None], offer[:, None], -jnp.inf)
+        highest, winner = offers.max(0), offers.argmax(0)
+        sold = highest > -jnp.inf
+        item = jnp.where(sold[item] & ~free, -1, item)  # outbid
+        item = jnp.where(free & (winner[wanted] == rows), wanted, item)
+        return jnp.where(sold, highest, prices), item, step
+
+    def bids(state):  # a GPU is asked once whether all have an item, not after every bid; none bids who has one
+        for _ in range(BIDS):
+            state = bid(state)
+        return state
 
     def phase(prices, step):
-        start = (prices, jnp.full(n, -1), jnp.full(n, -1), step)
-        prices, _, item, _ = jax.lax.while_loop(lambda state: (state[2] < 0).any(), bid, start)
+        start = (prices, jnp.full(n, -1), step)
+        prices, item, _ = jax.lax.while_loop(lambda state: (state[1] < 0).any(), bids, start)
         return prices, item
 
     return jax.lax.scan(phase, jnp.zeros(n, product.dtype), steps)[1][-1]
