@@ -167,7 +167,7 @@ def set_environment(case: Case) -> None:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**33))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
     os.environ.setdefault("OMP_NUM_THREADS", str(case.threads))
-    os.environ.setdefault("JAX_PLATFORMS", case.device)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu" if case.device == "cpu" else f"{case.device},cpu")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
     # Compile times are those of a first run.
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")

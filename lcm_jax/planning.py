@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lcm_jax import build
+from lcm_jax.flops import flops
 from lcm_jax.models.functional import Net
 from lcm_jax.models.unet import unet
 from lcm_jax.objectives.base import Nets
@@ -51,9 +52,7 @@ class Plan:
 
         Counted for one device and one pass: what repeats in a loop would be counted once.
         """
-        arguments = (self.state, self.frozen, self.batch, self.key)
-        bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-        return float((jax.jit(self.one_pass).lower(*bare).cost_analysis() or {}).get("flops", np.nan))
+        return flops(self.one_pass, self.state, self.frozen, self.batch, self.key)
 
     @property
     def devices(self) -> int:

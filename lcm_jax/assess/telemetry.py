@@ -20,8 +20,8 @@ from lcm_jax.evaluate.telemetry_figure import telemetry_figure
 from lcm_jax.objectives.base import Nets
 from lcm_jax.objectives.consistency import Consistency
 from lcm_jax.source import network
+from lcm_jax.train.norm import norm
 from lcm_jax.train.state import State
-from lcm_jax.train.step import norm
 from lcm_jax.weights.folder import write_text
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)  # of a residual: extremes, whiskers, box, median

@@ -79,7 +79,8 @@ def implementation(platform: str, dtype: np.dtype, size: int) -> str:
 
 def platform() -> str:
     """What computes here: "cpu", "tpu", "cuda" or "rocm" (both of which jax calls gpu)."""
-    name = jax.default_backend()
+    chosen = jax.config.jax_default_device
+    name = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
     if name != "gpu":
         return name
     return "cuda" if "cuda" in get_backend().platform_version else "rocm"

@@ -3,8 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
+
+from lcm_jax.train.norm import norm
 
 SETTINGS = ("b1", "b2", "eps", "weight_decay", "clip")  # keywords of `optimizer`
 
@@ -65,7 +68,17 @@ def optimizer(
     }
     if name not in makers:
         raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(makers)}")
-    return optax.chain(optax.clip_by_global_norm(clip), makers[name]()) if clip else makers[name]()
+    return optax.chain(clipped(clip), makers[name]()) if clip else makers[name]()
+
+
+def clipped(limit: float) -> optax.GradientTransformation:
+    """Gradients whose norm over all tensors is at most `limit`; optax's own, but for how the norm is summed."""
+
+    def update(grads: Any, params: Any) -> Any:
+        length = norm(grads)
+        return jax.tree.map(lambda g: jnp.where(length < limit, g, g * (limit / length).astype(g.dtype)), grads)
+
+    return optax.stateless(update)
 
 
 def kernels(params: Any) -> Any:

@@ -13,6 +13,7 @@ from jaxtyping import PRNGKeyArray
 from lcm_jax.objectives.base import Nets, Objective
 from lcm_jax.parallel.reading import Reading
 from lcm_jax.train.averages import Numbers, averages, several
+from lcm_jax.train.norm import norm
 from lcm_jax.train.state import State
 from lcm_jax.typing import Batch, Metrics, Params
 
@@ -130,8 +131,3 @@ def bound(apply: Apply, weights: Params, read: Reading | None) -> Apply:
 def average(old: Params, new: Params, decay: Any) -> Params:
     """decay * old + (1 - decay) * new, leaf by leaf, in the leaves' own precision."""
     return jax.tree.map(lambda a, b: a + ((1.0 - decay) * (b - a)).astype(a.dtype), old, new)
-
-
-def norm(tree: Any) -> jax.Array:
-    """Euclidean norm of all leaves together, float32."""
-    return jnp.sqrt(sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)))

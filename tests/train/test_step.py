@@ -15,8 +15,9 @@ from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.parallel.reading import readings
 from lcm_jax.parallel.transfer import place_batch, replicate
+from lcm_jax.train.norm import norm
 from lcm_jax.train.optimizer import optimizer
-from lcm_jax.train.step import average, init_state, norm, train_step
+from lcm_jax.train.step import average, init_state, train_step
 
 KEY = jax.random.key(3)
 SGD = optimizer("sgd", 0.1)
