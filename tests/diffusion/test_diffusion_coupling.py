@@ -93,3 +93,16 @@ def test_a_cost_that_is_not_finite_gives_noise_that_is_not(exact_up_to):
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         OptimalTransport(**settings)
+
+
+@pytest.mark.parametrize("backend, loops", [("cpu", "exact"), ("gpu", "auction"), ("tpu", "auction")])
+def test_what_couples_is_what_is_faster_there(monkeypatch, backend, loops):
+    asked = []
+    for name, search in ("exact", exact), ("auction", auction):
+        told = lambda *args, name=name, search=search: asked.append(name) or search(*args)
+        monkeypatch.setattr(f"lcm_jax.diffusion.coupling.{name}", told)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, n = draw(65)
+    coupled, _ = OptimalTransport()(x, n)
+    assert asked == [loops]
+    assert cost(x, coupled) == pytest.approx(best(x, n), rel=1e-2)

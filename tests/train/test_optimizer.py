@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lcm_jax.train.optimizer import learning_rate, optimizer
+from lcm_jax.train.optimizer import clipped, learning_rate, optimizer
 
 RATE, DECAY = 0.1, 0.3
 
@@ -121,3 +121,13 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adamw(shape):
     values = np.linalg.svd(moved, compute_uv=False) / (RATE * 0.2 * np.sqrt(len(gradient)))  # arXiv 2502.16982, eq. 4
     assert values.min() > 0.6 and values.max() < 1.3  # Newton-Schulz ends near 1, not at it
     assert -(moved * nearest).sum() > 0.95 * np.linalg.norm(moved) * np.linalg.norm(nearest)
+
+
+def test_the_clip_is_optax_own_but_for_how_the_norm_is_summed():
+    rng = np.random.default_rng(0)
+    grads = {"a": jnp.asarray(rng.standard_normal((3, 5)), jnp.float32), "b": {"c": jnp.asarray([30.0, -4.0])}}
+    for limit in (1.0, 1e3):
+        ours, theirs = clipped(limit), optax.clip_by_global_norm(limit)
+        assert jax.tree.structure(ours.init(grads)) == jax.tree.structure(theirs.init(grads))  # of checkpoints
+        found, wanted = (tx.update(grads, tx.init(grads))[0] for tx in (ours, theirs))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), found, wanted)
