@@ -8,13 +8,13 @@ from configs import emoji_lcd
 def get_config() -> ConfigDict:
     """Eight times, T / 8 apart: what t = T - 1 must know passes 8 targets, and DDIM in 8 steps is as good as 50.
 
-    The rate is low: a student that starts as a good teacher has details to lose. At 1e-3, 150 updates left pictures
-    of 2 to 8 steps worse than none.
+    The rate is low: a student that starts as a good teacher has details to lose. At 3e-4, 600 updates left pictures of
+    4 steps further from real ones (KID x 1000 1338) than 300 at 1e-4 did (1160).
     """
     c = emoji_lcd.get_config()
     c.steps = 600
     c.objective.update(grid="fixed", skip=125, w_max=2.0, mu=None)
-    c.optimizer = dict(name="muon", rate=3e-4, schedule="cosine", warmup=20, b2=0.99, clip=1.0)
+    c.optimizer = dict(name="muon", rate=1e-4, schedule="cosine", warmup=20, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.98)
     c.loop = dict(log_steps=20, checkpoint_steps=300, sample_steps=300)
     return c
