@@ -26,8 +26,6 @@ from lcm_jax.train.optimizer import optimizer
 from lcm_jax.train.step import init_state, train_step
 
 SIZES = (32, 128, 512)
-
-
 STEPS = ("independent", "exact", "exact in 4 parts", "auction", "auction in 4 parts")
 
 
@@ -41,6 +39,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--name", default="transport")
     args = parser.parse_args()
+    if STEPS[0] not in args.steps:
+        parser.error(f"--steps needs {STEPS[0]}: the others are held against it")
     config = replace(ADMS[args.network], dtype=args.dtype)
     alone = [row for b in args.sizes for row in coupling_alone(latent_shape(config, b), args.rounds)]
     step = in_the_step(config, args.batch_size, args.steps, args.rounds)

@@ -1,5 +1,6 @@
 """How the noise of a minibatch is paired with its data: couple(z0, eps) -> (eps, metrics), reordered or not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -51,15 +52,21 @@ class OptimalTransport:
         # |x - n|^2 = |x|^2 - 2 <x, n> + |n|^2, and no order changes the squares' sum.
         product = jnp.einsum("pad,pbd->pab", x, n, precision="highest")
         finite = jnp.isfinite(product).all()
-        limit = self.exact_up_to
-        if limit is None:
-            limit = EXACT_ON_CPU if jax.default_backend() == "cpu" else EXACT_ELSEWHERE
-        match = exact if own <= limit else lambda p: never_worse(auction(p, self.tolerance), p)
-        order = jax.vmap(match)(jnp.where(finite, product, 0))
+        order = jax.vmap(self.match)(jnp.where(finite, product, 0))
         coupled = jnp.take_along_axis(n, order[:, :, None], axis=1)
         before, after = (jnp.square(x - v).sum() for v in (n, coupled))
         coupled = jnp.where(finite, coupled, jnp.nan).reshape(eps.shape).astype(eps.dtype)
         return coupled, {"transport_gain/mean": 1 - after / before}
+
+    def match(self, product: Float[Array, "n n"]) -> Int[Array, " n"]:
+        """The column of each row of one part, found by what is the faster where it runs."""
+
+        def search(limit: int) -> Callable[[Float[Array, "n n"]], Int[Array, " n"]]:
+            return exact if len(product) <= limit else lambda p: never_worse(auction(p, self.tolerance), p)
+
+        if self.exact_up_to is not None:
+            return search(self.exact_up_to)(product)
+        return jax.lax.platform_dependent(product, cpu=search(EXACT_ON_CPU), default=search(EXACT_ELSEWHERE))
 
 
 def exact(product: Float[Array, "n n"]) -> Int[Array, " n"]:

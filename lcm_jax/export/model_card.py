@@ -22,7 +22,7 @@ FLAX = "NAME.safetensors (and the same as Flax NAME.msgpack where that is beside
 
 def model_card(out: Path, description: Mapping[str, Any], networks: Mapping[str, Params], dtype: str) -> str:
     """Markdown from the content of model.json and the weights beside it (or their shapes)."""
-    use = [] if description["role"] == "autoencoder" else [usage(str(out), description)]
+    use = [] if description["role"] == "autoencoder" else [usage(out.name, description)]
     return card(out.name, description, facts(description, networks, f"{dtype}, {FLAX}"), use)
 
 

@@ -34,10 +34,10 @@ def pipeline_card(
     code = python(
         "import torch",
         "from diffusers import DiffusionPipeline",
-        f"pipe = DiffusionPipeline.from_pretrained({str(out)!r}, torch_dtype=torch.{dtype}{load})",
+        f"pipe = DiffusionPipeline.from_pretrained({out.name!r}, torch_dtype=torch.{dtype}{load})",
         f"image = pipe({prompt}, {_call(description)}).images[0]",
     )
-    sections = [f"## In diffusers\n\n{code}{note}\n\n{W}", usage(str(out), description, OURS)]
+    sections = [f"## In diffusers\n\n{code}{note}\n\n{W}", usage(out.name, description, OURS)]
     return front() + card(out.name, description, table, sections)
 
 
@@ -45,6 +45,7 @@ def single_file_card(
     out: Path, description: Mapping[str, Any], networks: Mapping[str, Params], dtype: str, file: str, family: str
 ) -> str:
     """Of a folder with one file in the original layout."""
+    place = f"{out.name}/{file}"  # from the folder that holds it: a card travels
     table = facts(description, networks, f"{dtype}, {file}: one file in the original layout of {family}")
     student = description["role"] == "consistency"
     if description["unet"]["w_width"]:
@@ -58,13 +59,13 @@ def single_file_card(
         code = python(
             "import torch",
             f"from diffusers import LCMScheduler, {name}",
-            f"pipe = {name}.from_single_file({str(out / file)!r}, torch_dtype=torch.{dtype})",
+            f"pipe = {name}.from_single_file({place!r}, torch_dtype=torch.{dtype})",
             *[LCM] * student,
             f'image = pipe("a red heart", {_call(description)}).images[0]',
         )
         scale = default_w(description) + 1
         there = f"In ComfyUI and others load it as a checkpoint{sampler}, cfg {scale:g}. In diffusers:\n\n{code}"
-    sections = [f"## Elsewhere\n\n{there}\n\n{W}", usage(str(out / file), description, OURS)]
+    sections = [f"## Elsewhere\n\n{there}\n\n{W}", usage(place, description, OURS)]
     return card(out.name, description, table, sections)
 
 
@@ -75,7 +76,7 @@ def lora_card(out: Path, description: Mapping[str, Any], file: str, told: Mappin
         "from diffusers import DiffusionPipeline, LCMScheduler",
         f"pipe = DiffusionPipeline.from_pretrained({str(told['base'])!r}, torch_dtype=torch.float16)",
         LCM,
-        f"pipe.load_lora_weights({str(out)!r}, weight_name={file!r})",
+        f"pipe.load_lora_weights({out.name!r}, weight_name={file!r})",
         'image = pipe("a red heart", num_inference_steps=4, guidance_scale=1).images[0]',
     )
     there = "Made with lcm_jax. ComfyUI and others take the file as a LoRA; sample with `lcm`, 4 steps, cfg 1 to 2."

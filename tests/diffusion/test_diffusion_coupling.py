@@ -95,14 +95,10 @@ def test_settings_out_of_range(settings, message):
         OptimalTransport(**settings)
 
 
-@pytest.mark.parametrize("backend, loops", [("cpu", "exact"), ("gpu", "auction"), ("tpu", "auction")])
-def test_what_couples_is_what_is_faster_there(monkeypatch, backend, loops):
-    asked = []
-    for name, search in ("exact", exact), ("auction", auction):
-        told = lambda *args, name=name, search=search: asked.append(name) or search(*args)
-        monkeypatch.setattr(f"lcm_jax.diffusion.coupling.{name}", told)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    x, n = draw(65)
-    coupled, _ = OptimalTransport()(x, n)
-    assert asked == [loops]
-    assert cost(x, coupled) == pytest.approx(best(x, n), rel=1e-2)
+@pytest.mark.parametrize("platform, search", [("cpu", 2048), ("cuda", 0), ("tpu", 0)])
+def test_what_couples_is_what_is_faster_on_the_platform_compiled_for(platform, search):
+    shapes = (jax.ShapeDtypeStruct((65, 8), jnp.float32),) * 2
+    program = lambda couple: jax.jit(couple).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+    loops = lambda text: text.count("stablehlo.while")
+    assert loops(program(OptimalTransport(exact_up_to=2048))) != loops(program(OptimalTransport(exact_up_to=0)))
+    assert loops(program(OptimalTransport())) == loops(program(OptimalTransport(exact_up_to=search)))

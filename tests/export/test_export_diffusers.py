@@ -127,10 +127,10 @@ def test_the_scheduler_samples_as_the_model_was_trained(exported):
 def test_the_card_says_how_to_draw(exported):
     name, _, folder = exported
     card = (folder / "README.md").read_text()
-    assert f"DiffusionPipeline.from_pretrained('{folder}', torch_dtype=torch.float32)" in card
+    assert f"DiffusionPipeline.from_pretrained('{folder.name}', torch_dtype=torch.float32)" in card
     scale = {"lcm": "guidance_scale=4)", "sdxl-lcm": "guidance_scale=4)", "lcm-without-w": "guidance_scale=1)"}
     assert scale.get(name, "guidance_scale=7.5)") in card and "cond + w (cond - uncond)" in card
-    assert f"Pipeline.load('{folder}')" in card
+    assert f"Pipeline.load('{folder.name}')" in card
     assert ("Adapters of owner/model, whose licence holds, too" in card) is (name == "lcm-without-w")
     if name == "lcm":
         assert "Trained on Me" in card and "trained on [1, 5]" in card

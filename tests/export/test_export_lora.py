@@ -48,7 +48,7 @@ def test_a_runs_adapters_come_back(format, dtype, run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, wanted, dict(found.lora))
     assert set(found.alpha.values()) == {3.0} and len(found.alpha) == len(lora.targeted(TREE, CONFIG))
     card = (out / "README.md").read_text()
-    assert f"load_lora_weights('{out}', weight_name='{name}')" in card and "from_pretrained('owner/model'" in card
+    assert f"load_lora_weights('{out.name}', weight_name='{name}')" in card and "from_pretrained('owner/model'" in card
     assert "| rank | 2 |" in card and "| alpha | 3 |" in card and '"seed": 7' in card
     with pytest.raises(FileExistsError, match="give --overwrite"):
         exporting.export(run, tmp_path / "out", format, dtype)

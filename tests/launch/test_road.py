@@ -62,7 +62,8 @@ def test_an_export_holds_the_ema_bit_for_bit_in_both_formats(road, name, role):
     record = pipe.spec.about["training"]
     assert record["step"] == int(made.state.step) and record["config"] == json.loads(json.dumps(made.config))
     card = (made.exported / "README.md").read_text()
-    assert "Pipeline.load" in card and "python -m launch.sample --model" in card
+    assert f"Pipeline.load({made.exported.name!r})" in card and "python -m launch.sample --model" in card
+    assert str(made.exported) not in card  # it travels
     assert ("[0, 4], as cond + w (cond - uncond)" in card) == (role == "consistency")
 
 
