@@ -3,18 +3,22 @@
     python -m benchmarks.faults --data data/emoji [--kills 20 --terms 10 --seed 0]
 
 launch.local_cluster runs launch.train once undisturbed and once disturbed: one of its processes gets SIGKILL while
-starting, stepping or writing a checkpoint, or SIGTERM; the newest checkpoint is cut or one bit of it turned, a shard is
-removed or cut, batches come late. After each the same command is given again, and the end is compared byte by byte.
+starting, restoring, stepping or writing a checkpoint, or SIGTERM; the newest checkpoint is cut or one bit of it turned,
+a shard is removed or cut while the run reads it and before it starts, no file may grow as on a full disk, batches come
+late. After each the same command is given again, and the end is compared byte by byte.
 """
 
 import argparse
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,9 @@ from lcm_jax.train import metrics
 ROOT = Path(__file__).parents[1]
 POLL = 0.01
 LAST = 240.0  # seconds for what was hit to end
+MOMENTS = ("starting", "restoring", "stepping", "writing")
+STEPS_ON = 10  # for which a life goes on without a shard, if it can
+FULL = 2**20  # bytes that no file may exceed: checkpoints do
 SLOW = (  # launch.train whose every tenth batch comes a second late
     "import runpy, sys, time; from lcm_jax.data.loader import Loader; own = Loader.__next__; count = iter(range(9**9));"
     "Loader.__next__ = lambda self: (next(count) % 10 or time.sleep(1), own(self))[1];"
@@ -39,7 +46,7 @@ SLOW = (  # launch.train whose every tenth batch comes a second late
 class Fault:
     """What happens to a life; `moment` is when, `share` how far into it, `process` to which of the two."""
 
-    kind: str  # SIGKILL or SIGTERM; of the files: "cut", "flipped", "removed", "shortened"
+    kind: str  # SIGKILL or SIGTERM; of the files: "cut", "flipped", "removed", "shortened", "full"
     moment: str = "end"
     n: int = 1
     share: float = 0.0
@@ -53,6 +60,7 @@ class Life:
 
     fault: Fault
     hit: bool = False  # the fault came before the life's own end
+    doing: str | None = None  # when it came: one of MOMENTS
     code: int = 0
     went_on_from: int | None = None
     last_step: int | None = None
@@ -78,6 +86,7 @@ def main() -> None:
     data = work / "data"
     shutil.copytree(args.data, data, dirs_exist_ok=True)
     config = load_config(args.config)
+    config.data.memory_limit = 0  # read from the shards as it goes
     config = config_file.train(config, args.steps, str(data), args.batch_size, args.checkpoint_steps)
     file = work / "config.py"
     if not file.exists():
@@ -93,7 +102,13 @@ def main() -> None:
             damages.append(damage(run, fault.kind))
             continue
         if fault.kind in ("removed", "shortened"):
-            damages.append(missing(file, run, data, fault.kind, start))
+            found, life = missing(file, run, data, fault.kind, start)
+            damages.append(found)
+            lives.append(life)
+            continue
+        if fault.kind == "full":
+            lives.append(live(file, run, fault, start))
+            damages.append({"kind": "full", "code": lives[-1].code, "answer": lives[-1].said})
             continue
         lives.append(live(file, run, fault, start))
         print(f"life {len(lives)}: {lives[-1]}", flush=True)
@@ -105,35 +120,64 @@ def main() -> None:
     while not lives[-1].code == 0 or lives[-1].hit:
         lives.append(live(file, run, Fault("none"), start))
     compared = compare(work / "whole", run)
+    passed_over = {found["went_on_from"] for found in damages if found["kind"] in ("cut", "flipped")}
     sound = {
         "equal": all(part["different_bytes"] == 0 for part in compared["state"].values()) and compared["metrics"],
-        "nothing_lost": all(b.went_on_from in (None, a.kept) for a, b in zip(lives, lives[1:], strict=False)
-                            if not any(d.get("went_on_from") == b.went_on_from for d in damages)),
-        "signals_kept_their_step": all(x.kept == x.last_step for x in lives if x.fault.kind == "SIGTERM"),
-    }  # fmt: skip
+        "nothing_lost": all(
+            b.went_on_from in (None, a.kept, *passed_over) for a, b in zip(lives, lives[1:], strict=False)
+        ),
+        "signals_kept_their_step": all(x.kept == x.last_step for x in lives if x.fault.kind == "SIGTERM" and x.hit),
+        "damage_was_told": all(map(told, damages)),
+    }
+    killed = [x for x in lives if x.fault.kind == "SIGKILL"]
+    counts = {
+        "killed_while": Counter(x.doing for x in killed),
+        "killed_the_coordinator": sum(x.fault.process == 0 for x in killed),
+        "signalled": sum(x.fault.kind == "SIGTERM" and x.hit for x in lives),
+    }
     values = {k: v for k, v in vars(args).items() if k not in ("work", "data")}
     lived = [asdict(x) for x in lives]
-    results.save("faults", {**values, **sound, "compared": compared, "damages": damages, "lives": lived})
+    results.save("faults", {**values, **sound, **counts, "compared": compared, "damages": damages, "lives": lived})
     if not all(sound.values()):
         sys.exit(f"error: {sound}")
 
 
 def faults(kills: int, terms: int, save: int, rng: random.Random) -> list[Fault]:
-    """All of them in an order drawn from the seed; a damaged checkpoint is met by the life after it."""
-    moments = ["starting", "stepping", "writing"]
+    """All of them in an order drawn from the seed; a damaged checkpoint is met by the life after it.
+
+    Raises ValueError where too few signals come in the second half.
+    """
     found = [
-        Fault("SIGKILL", moments[i % 3], rng.randint(1, save + 2), rng.random(), rng.randrange(2)) for i in range(kills)
+        Fault("SIGKILL", MOMENTS[i % len(MOMENTS)], rng.randint(1, save + 2), rng.random(), rng.randrange(2))
+        for i in range(kills)
     ]
     found += [Fault("SIGTERM", "stepping", rng.randint(1, save), rng.random(), rng.randrange(2)) for _ in range(terms)]
     rng.shuffle(found)
-    for kind in ("cut", "flipped", "removed", "shortened"):
-        at = rng.choice([i for i, x in enumerate(found) if i > len(found) // 2 and x.kind == "SIGTERM"])
-        found.insert(at, Fault(kind))  # met by a life that steps
+    kinds = ("cut", "flipped", "removed", "shortened", "full")
+    late = [x for i, x in enumerate(found) if i > len(found) // 2 and x.kind == "SIGTERM"]
+    if len(late) < len(kinds):
+        raise ValueError(f"of {terms} signals {len(late)} come late enough: give --terms or --seed other values")
+    for kind, before in zip(kinds, rng.sample(late, len(kinds)), strict=True):  # a life that steps meets it
+        found.insert(next(i for i, x in enumerate(found) if x is before), Fault(kind))
     return [*found, Fault("SIGTERM", "stepping", 12, slow=True)]
 
 
-def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
-    """Starts the command and does to it what the fault says; `start` seconds pass until its first step."""
+def told(found: dict[str, Any]) -> bool:
+    """Whether the run said what was wrong and took no harm."""
+    if found["kind"] in ("cut", "flipped"):
+        return "cannot be read" in found["answer"] and found["went_on_from"] < found["checkpoint"]
+    if found["kind"] == "full":
+        return "error:" in found["answer"] and found["code"] != 0
+    return "error:" in found["answer"] and found["code"] != 0 and found["checkpoints_untouched"]
+
+
+def live(
+    config: Path, run: Path, fault: Fault, start: float, meanwhile: Callable[[], object] | None = None
+) -> Life:
+    """Starts the command and does to it what the fault says; `start` seconds pass until its first step.
+
+    `meanwhile` is called once it steps.
+    """
     life, number = Life(fault), len(list(run.parent.glob(f"{run.name}-*.log"))) + 1
     log = run.with_name(f"{run.name}-{number}.log")
     train = ["-c", SLOW] if fault.slow else ["-m", "launch.train"]
@@ -142,15 +186,20 @@ def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
     with log.open("wb") as stream:
         watch, begun = Watch(run, log), time.time()
         streams = {"stdout": stream, "stderr": stream, "stdin": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **streams)
+        bound = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))) if fault.kind == "full" else None
+        process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, preexec_fn=bound, **streams)
     try:
-        while process.poll() is None and not reached(watch, fault, begun, start):
+        while process.poll() is None and not reached(watch, fault, begun, start, process.pid):
             time.sleep(POLL)
             watch.look()
-        if process.poll() is None:
-            time.sleep(fault.share * 0.3 if fault.moment != "starting" else 0)
+            if meanwhile is not None and watch.steps:
+                meanwhile, _ = None, meanwhile()
+        if process.poll() is None and fault.kind.startswith("SIG"):
+            time.sleep(fault.share * 0.3 if fault.moment in ("stepping", "writing") else 0)
+            watch.look()
             hit = cluster.children(process.pid)[fault.process :][:1]
             if hit:
+                life.doing = doing(watch, process.pid)
                 os.kill(hit[0], getattr(signal, fault.kind))
                 life.hit = True
         life.code = process.wait(timeout=LAST)
@@ -171,13 +220,34 @@ def live(config: Path, run: Path, fault: Fault, start: float) -> Life:
     return life
 
 
-def reached(watch: Watch, fault: Fault, begun: float, start: float) -> bool:
+def reached(watch: Watch, fault: Fault, begun: float, start: float, parent: int) -> bool:
     """Whether a fault's moment has come."""
     if fault.moment == "starting":
         return time.time() - begun > fault.share * start
+    if fault.moment == "restoring":  # where there is no checkpoint yet, its first step will do
+        return reading(watch.run, parent) or bool(watch.steps)
     if fault.moment == "stepping":
         return len(watch.steps) >= fault.n
     return fault.moment == "writing" and bool(watch.saves) and watch.writing()
+
+
+def doing(watch: Watch, parent: int) -> str:
+    """What a life is at."""
+    if watch.steps:
+        return "writing" if watch.writing() else "stepping"
+    return "restoring" if reading(watch.run, parent) else "starting"
+
+
+def reading(run: Path, parent: int) -> bool:
+    """Whether one of the processes has a file of a checkpoint open."""
+    for child in cluster.children(parent):
+        for link in Path(f"/proc/{child}/fd").glob("*"):
+            try:
+                if os.readlink(link).startswith(str(run / CHECKPOINTS)):
+                    return True
+            except OSError:  # closed meanwhile, or the process has ended
+                continue
+    return False
 
 
 def damage(run: Path, kind: str) -> dict[str, Any]:
@@ -194,24 +264,36 @@ def damage(run: Path, kind: str) -> dict[str, Any]:
     return {"kind": kind, "checkpoint": int(newest.name), "file": str(file.relative_to(newest))}
 
 
-def missing(config: Path, run: Path, data: Path, kind: str, start: float) -> dict[str, Any]:
-    """Takes a shard away, or half of it, while the run steps; it and a new life say so or go on; then puts it back."""
+def missing(config: Path, run: Path, data: Path, kind: str, start: float) -> tuple[dict[str, Any], Life]:
+    """Takes a shard away, or half of it, while a life steps and while the next one starts; then puts it back.
+
+    What they said, and the first of them, which may train on what it has open.
+    """
     shard = sorted(data.glob("train-*.array_record"))[0]
     kept = shard.with_suffix(".kept")
-    found: dict[str, Any] = {"kind": kind, "file": shard.name}
     shutil.copy(shard, kept)
-    if kind == "removed":
-        shard.unlink()
-    else:
-        shard.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
-    before = sorted(p.name for p in (run / CHECKPOINTS).iterdir())
+
+    def harm() -> None:
+        if kind == "removed":
+            shard.unlink()
+        else:
+            os.truncate(shard, kept.stat().st_size // 2)
+
     try:
+        first = live(config, run, Fault("SIGTERM", "stepping", STEPS_ON), start, harm)
+        before = sorted(p.name for p in (run / CHECKPOINTS).iterdir())
         again = live(config, run, Fault("SIGTERM", "stepping", 10**6), start)
-        found |= {"code": again.code, "answer": again.said, "went_on_from": again.went_on_from}
     finally:
         kept.replace(shard)
-    found["checkpoints_untouched"] = before == sorted(p.name for p in (run / CHECKPOINTS).iterdir())
-    return found
+    return {
+        "kind": kind,
+        "file": shard.name,
+        "meanwhile": {"code": first.code, "signalled": first.hit, "answer": first.said, "last_step": first.last_step},
+        "code": again.code,
+        "answer": again.said,
+        "went_on_from": again.went_on_from,
+        "checkpoints_untouched": before == sorted(p.name for p in (run / CHECKPOINTS).iterdir()),
+    }, first
 
 
 def reported(run: Path) -> int:

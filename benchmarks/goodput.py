@@ -5,7 +5,7 @@
 launch.local_cluster runs launch.train; at moments drawn from the seed one of its processes gets SIGKILL, all of them
 end, and the same command is given again. What counts are steps whose outcome the run still has at the end
 (assess.run_record); restarts count against it. Beside it what such kills must cost at least: half the time
-between two checkpoints and a restart each.
+between two checkpoints and a restart each. A goodput more than NEAR below that ends with an error.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lcm_jax.train import metrics
 ROOT = Path(__file__).parents[1]
 POLL = 0.2  # seconds between two looks
 ENDLESS = 10**6  # steps: the clock ends the run
+NEAR = 0.02
 SETTLE = 120.0  # seconds of the first life in which the pace is taken, before anything is killed
 
 
@@ -44,13 +46,14 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(args.work).absolute()
     work.mkdir(parents=True)
-    every = max(1, round(args.save_seconds / args.step_seconds))
+    every = max(1, round(args.save_seconds / args.step_seconds))  # steps between checkpoints
     data = str(Path(args.data).absolute())
     config = config_file.train(load_config(args.config), ENDLESS, data, args.batch_size, every)
     file = config_file.write(config, work / "config.py")
     train = ["-m", "launch.train", f"--config={file}", f"--run={work / 'run'}"]
     restarts = suffer(cluster.together(args.processes, train), work, args)
     record = run_record(work / "run")
+    between = every * args.batch_size / record.median("images/s")
     found = {
         "goodput": record.goodput,
         "counted_seconds": record.counted,
@@ -58,12 +61,15 @@ def main() -> None:
         "steps": record.step,
         "restart_seconds": restarts,
         "kills": args.kills,
-        "unavoidable": 1 - args.kills * (args.save_seconds / 2 + sum(restarts) / len(restarts)) / record.wall,
+        "between_saves": between,
+        "bound": 1 - args.kills * (between / 2 + sum(restarts) / len(restarts)) / record.wall,
         "blocked_by_saving": record.total("save/seconds") / record.wall,
     }
     for name, value in found.items():
         print(f"{name:<20}{value}")
     results.save(args.name, {**{k: v for k, v in vars(args).items() if k not in ("work", "name")}, **found})
+    if found["goodput"] < found["bound"] - NEAR:
+        sys.exit(f"error: goodput is more than {NEAR:g} below its bound")
 
 
 def suffer(started: list[str], work: Path, args: Any) -> list[float]:

@@ -36,7 +36,7 @@ from lcm_jax.train.checkpoint import Checkpointer
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("compiling", "stepping", "stepping", "writing", "writing")
 PARTS = ("step", "params", "target", "ema", "opt_state")
-CLOCKED = re.compile(r"time|images/s|.*/wait_share|.*/seconds|memory/.*")  # metrics that no two runs share
+CLOCKED = re.compile(r"time|images/s|goodput|mfu|.*/(wait_)?share|.*/seconds|memory/.*")  # of no two runs the same
 COMPILING, COMPILED = "Compiling jit(step) ", r"Finished XLA compilation of jit\(step\) in ([\d.]+) sec"
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 POLL = 0.005  # seconds between two looks at a run

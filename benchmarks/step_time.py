@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from benchmarks import results
-from lcm_jax import build
+from lcm_jax import assembly, build
 from lcm_jax.flops import flops
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     results.save(args.name, {"config": args.config, "set": args.set, **measure(build.run(config), args.steps)})
 
 
-def measure(run: build.Run, steps: int) -> dict:
+def measure(run: assembly.Run, steps: int) -> dict:
     """Times one run: compile, then `steps` steps fed by the real loader, a step always in flight."""
     state = run.init()
     batch = run.place(next(run.loader))

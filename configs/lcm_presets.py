@@ -10,6 +10,9 @@
     times          any t >= 20                  the 50 times 20 i - 1
     LoRA           w = 7.5, rate 1e-4           w as above and not told to the student, rate 1e-4, target online
 
+The paper's batch divides over 8, 12, 24, 36 or 72 devices: a pod wants another, such as
+--config.data.batch_size=64 on 16 or 64 chips, 256 on 256; README's "From a laptop to a pod" says what fits where.
+
 w is LCM's, cond + w (cond - uncond): others' guidance scale is w + 1. Updates and the LoRA rate of the paper are from
 memory of its authors' releases, everything else as published.
 """
@@ -74,7 +77,8 @@ def _common(values: dict, data: str) -> ConfigDict:
     c.steps = values["steps"]
     c.data = dict(folder=data, split="train", batch_size=values["batch"])
     c.average = dict(ema_decay=0.9999)
-    c.mesh = dict(data=1, fsdp=-1, tensor=1, slices=placeholder(int), rules="fsdp")
+    # No dim of some of Stable Diffusion's convolutions (320, 640) divides over more than 64 devices.
+    c.mesh = dict(data=-1, fsdp=-1, fsdp_most=64, tensor=1, slices=placeholder(int), rules="fsdp")
     c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=1000)
     c.checkpoint = dict(keep=2)
     return c

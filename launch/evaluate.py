@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import entry
+from launch import entry, several
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the model to score; or give --model.")
 MODEL = flags.DEFINE_string("model", None, "Exported folder or shipped model to score.")
@@ -57,6 +57,7 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 
 def main() -> None:
+    several.alone("start it once; launch.score shares its pictures out")
     if not WATCH.value:
         return score(STEP.value, Path(OUT.value))
     if CHECKPOINT.value is None or STEP.value is not None:

@@ -23,7 +23,7 @@ PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.", lower_bo
 DEVICES = flags.DEFINE_integer("devices", 1, "Devices of each process.", lower_bound=1)
 PORT = flags.DEFINE_integer("port", None, "Where process 0 listens; by default any free port.")
 PRINT = flags.DEFINE_bool("print", False, "Show what would be started, and start nothing.")
-GRACE = 3.0  # seconds between the end of one that failed and that of the others
+GRACE = 3.0  # seconds between the end of one that failed and that of the others: time to say why
 
 
 def main(command: list[str]) -> None:
@@ -77,12 +77,13 @@ def run(command: list[str], own: list[dict[str, str]]) -> int:
 
 
 def watch(started: list[subprocess.Popen]) -> int:
-    """Waits until all have ended; once one has failed the others have GRACE seconds."""
+    """Waits until all have ended; once one has failed the others have GRACE seconds, none once a signal ended one."""
     failed, until = 0, None
     while any(process.poll() is None for process in started):
         codes = [process.poll() for process in started]
         if not failed and any(codes):
-            failed, until = next(filter(None, codes)), time.monotonic() + GRACE
+            failed = next(filter(None, codes))
+            until = time.monotonic() + (GRACE if failed > 0 else 0)
         if until is not None and time.monotonic() > until:
             tell(started, signal.SIGKILL)
         time.sleep(0.05)

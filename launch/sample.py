@@ -124,6 +124,7 @@ def takes_captions() -> bool:
 
 def from_noise(weights: str) -> None:
     """Pictures of a model without captions."""
+    several.alone("start it once")
     if given := [name for name in TEXT_ONLY if flags.FLAGS[name].present]:
         entry.stop(f"this model draws from noise alone: leave --{given[0]} out")
     try:

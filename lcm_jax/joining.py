@@ -15,7 +15,7 @@ from lcm_jax.parallel.agreement import on_all
 
 TIMEOUT = 300  # seconds for all processes to join: pods do not start at once
 FAREWELL = 10  # seconds that a process which failed waits for the others to fail as well
-COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
+COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")  # Slurm's last
 INDICES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # jax reads these
 
@@ -59,6 +59,12 @@ def in_cluster(env: Mapping[str, str]) -> bool:
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
     slices = int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1
     return slurm or mpi or "," in hosts or slices or on_tpu_machine(env)
+
+
+def told_count(env: Mapping[str, str]) -> int:
+    """As one of how many processes a launcher has started this one; of Cloud TPU only the machine knows."""
+    names = COUNTS if all(name in env for name in SLURM) else COUNTS[:-1]  # a Slurm job's own script is no task
+    return next((int(env[name]) for name in names if env.get(name, "").isdigit()), 1)
 
 
 def on_tpu_machine(env: Mapping[str, str]) -> bool:

@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lcm_jax import build, plan_composed, plan_memory, planning
+from lcm_jax import plan_composed, plan_memory, planning, sections
 from lcm_jax.machine import machine
-from lcm_jax.parallel import rules
 from lcm_jax.parallel.chips import Topology, compiles_for_tpu, topology
 from lcm_jax.parallel.collectives import Traffic
 from lcm_jax.plan_memory import Memory
@@ -21,6 +20,9 @@ from lcm_jax.planning import Plan
 log = logging.getLogger(__name__)
 QUICK = 3e8  # trained parameters up to which a step is compiled unasked: minutes, and a few GiB of the host's memory
 KEPT_BACK = 0.02  # of a chip's memory, by its runtime (v5e: 0.25 of 16 GiB)
+COMPOSED_SHARE = 0.75  # of the peak of whole passes, found of SD 1.5 (benchmarks.topologies)
+NODE = 8  # GPUs that NVLink joins
+WHOLE_SHOWN = 4  # tensors that are named
 GPU_SHARE = 0.75  # of a GPU's memory that jax takes by itself
 GIB = 2**30
 
@@ -70,11 +72,17 @@ class Forecast:
         return roofline(self.on.chip, self.plan.flops / self.on.count, self.accessed, sent)
 
     @property
+    def needed(self) -> float | None:
+        """Bytes a chip should have: the peak, with room for what composing misses."""
+        peak = self.memory.peak
+        return peak / COMPOSED_SHARE if peak is not None and self.memory.method == "composed" else peak
+
+    @property
     def fits(self) -> bool | None:
         """Whether a chip's memory suffices; None where it is not stated."""
         if self.memory.refused:
             return False
-        return None if self.on.chip.memory is None else self.memory.peak <= room(self.on)
+        return None if self.on.chip.memory is None else self.needed <= room(self.on)
 
     def verdict(self) -> list[str]:
         """Lines that say whether it fits and, if not, what helps."""
@@ -82,10 +90,10 @@ class Forecast:
         if self.fits is None:
             return [f"{self.memory.peak / GIB:.2f} GiB a device; the host's memory is shared by all of them"]
         if self.fits:
-            tight = self.on.chip.platform == "gpu" and self.memory.peak > GPU_SHARE * size
+            tight = self.on.chip.platform == "gpu" and self.needed > GPU_SHARE * size
             more = "; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.97, jax takes 0.75 by itself" if tight else ""
-            return [f"fits: {self.memory.peak / GIB:.2f} of {size / GIB:.1f} GiB a chip{more}"]
-        peak = self.memory.peak
+            return [f"fits: {self.needed / GIB:.2f} of {size / GIB:.1f} GiB a chip{more}"]
+        peak = self.needed
         needs = "" if peak is None else f": needs {peak / GIB:.2f} of {size / GIB:.1f} GiB a chip"
         lines = [f"does not fit{needs}"]
         if self.memory.refused:
@@ -110,9 +118,11 @@ class Forecast:
         lines += ["", "stays on each device, and a batch"]
         lines += [f"  {name:<18}{size / GIB:>10.3f} GiB" for name, size in plan.bytes.items()]
         lines += [f"  {'together':<18}{plan.held / GIB:>10.3f} GiB"]
-        if whole := rules.left_whole(plan.state, plan.rule_set, plan.mesh):
+        if whole := plan.left_whole:
             size = sum(whole.values()) / GIB
             lines += [f"  of which {size:.3f} GiB are {len(whole)} large tensors left whole: no dim of theirs divides"]
+            lines += [f"    {path} ({size / 2**20:.0f} MiB)" for path, size in list(whole.items())[:WHOLE_SHOWN]]
+            lines += [f"    and {len(whole) - WHOLE_SHOWN} more"] if len(whole) > WHOLE_SHOWN else []
         lines += ["", f"memory, {self.said()}"]
         lines += [f"  {name:<18}{size / GIB:>10.3f} GiB beside it" for name, size in self.memory.extra.items()]
         if self.memory.peak is not None:
@@ -133,6 +143,8 @@ class Forecast:
             lines += [f"  links {chip.links / 1e9:.0f} GB/s ({chip.source})"]
             if on.slices > 1:
                 lines += ["  messages between slices go over a slower network, which is not counted"]
+            if on.chip.platform == "gpu" and on.count > NODE:
+                lines += [f"  messages between hosts of {NODE} GPUs go over a slower network, which is not counted"]
         return [*lines, "", *self.verdict()]
 
     def said(self) -> str:
@@ -160,6 +172,7 @@ class Forecast:
             **self.plan.record(),
             "memory": self.memory.record(),
             "peak": self.memory.peak,
+            "needed": self.needed,
             "traffic": {kind: asdict(t) for kind, t in self.traffic.items()},
             "traffic_and_accessed": "compiled" if self.measured else "estimated",
             "accessed": self.accessed,
@@ -179,7 +192,7 @@ def room(on: Topology) -> int:
 
 def named(name: str, config: Any) -> Topology:
     """The topology of that name, as many times as config.mesh.slices says. ValueError lists the known."""
-    slices = build.plain(config)["mesh"].get("slices") or 1
+    slices = sections.plain(config)["mesh"].get("slices") or 1
     on = topology(name, 1)
     return topology(name, slices) if on.chip.platform == "tpu" else on
 
@@ -224,7 +237,7 @@ def forecast(
 
 def what_helps(config: Any, plan: Plan, on: Topology) -> dict[str, tuple[int, int]]:
     """Changes of a config that lower the estimated peak: (bytes that stay, peak) of each."""
-    cfg, devices = build.plain(config), list(plan.mesh.devices.flat)
+    cfg, devices = sections.plain(config), list(plan.mesh.devices.flat)
     split = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
     deep = cfg["model"].get("remat")
     changes: dict[str, dict[str, dict[str, Any]]] = {
@@ -232,7 +245,7 @@ def what_helps(config: Any, plan: Plan, on: Topology) -> dict[str, tuple[int, in
         "config.mesh.rules=fsdp, data=1, fsdp=-1": {"mesh": {"rules": "fsdp", "data": 1, "fsdp": -1, "tensor": 1}},
     }
     if deep in (None, False, "none"):
-        kind = "block" if build.takes(cfg["objective"]["name"], "kind") else True
+        kind = "block" if sections.takes(cfg["objective"]["name"], "kind") else True
         changes[f"config.model.remat={kind}"] = {"model": {"remat": kind}}
     most = plan.batch_size // split
     if most > plan.accumulate and most % plan.accumulate == 0:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lcm_jax import build
+from lcm_jax import assembly, build_captioned, build_edm, sections
 from lcm_jax.flops import flops
 from lcm_jax.models.functional import Net
 from lcm_jax.models.unet import unet
@@ -53,6 +53,12 @@ class Plan:
         Counted for one device and one pass: what repeats in a loop would be counted once.
         """
         return flops(self.one_pass, self.state, self.frozen, self.batch, self.key)
+
+    @property
+    def left_whole(self) -> dict[str, int]:
+        """Bytes by path of large tensors that every device holds whole though the rules mean to split them."""
+        trees = {"teacher": self.frozen["teacher"]}
+        return {k: v for t in (self.state, trees) for k, v in rules.left_whole(t, self.rule_set, self.mesh).items()}
 
     @property
     def devices(self) -> int:
@@ -112,23 +118,23 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
     `devices` are those of the mesh, by default all there are. Neither weights nor latents have to be there if
     config.model.family says what they would be. Raises ValueError or FileNotFoundError as `build.run` does.
     """
-    cfg = build.plain(config)
+    cfg = sections.plain(config)
     if cfg["objective"]["name"] == "autoencoder":
         raise ValueError("config.objective.name is 'autoencoder': plans are for what trains on latents")
-    work = (_captioned if build.takes(cfg["objective"]["name"], "kind") else _noise_levels)(cfg)
-    mesh, rule_set = build.mesh_of(cfg, devices)
-    tx, read = build.optimizer_of(cfg), readings(rule_set, mesh, build.computes_in(cfg))
+    work = (_captioned if sections.takes(cfg["objective"]["name"], "kind") else _noise_levels)(cfg)
+    mesh, rule_set = sections.mesh_of(cfg, devices)
+    tx, read = sections.optimizer_of(cfg), readings(rule_set, mesh, sections.computes_in(cfg))
     frozen: dict[str, Any] = {"teacher": None, "batch": _whole(work.constants, mesh)}
     frozen |= {name: _placed(tree, rule_set["teacher"], mesh, dtype) for name, (tree, dtype) in work.frozen.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     # What starts as a teacher and what is drawn have the same shapes.
-    first = jax.eval_shape(build.first_state(cfg, work.trained, tx, work.objective), key, None)
+    first = jax.eval_shape(assembly.first_state(cfg, work.trained, tx, work.objective), key, None)
     state = _placed(first, rule_set, mesh, None)
     batch = _batch(work.batch, cfg["data"]["batch_size"], mesh)
     if work.weights is not None:  # one copy serves as teacher and as what is adapted
         frozen.setdefault("base", frozen["teacher"])
     kept = {name: getattr(state, name) for name in STATE}
-    names = build.average_names(cfg)
+    names = sections.average_names(cfg)
     if len(names) > 1:
         kept |= {"ema": None, **{f"ema {name}": kept["ema"][name] for name in names}}
     kept |= {name: frozen[name] for name in work.frozen}
@@ -151,13 +157,18 @@ def plan(config: Any, devices: Sequence[Any] | None = None) -> Plan:
     )
 
 
+def operations(config: Any) -> float:
+    """Of a step over the whole batch, before a compiler has seen it, whatever its mesh; raises as `plan` does."""
+    return plan({**sections.plain(config), "mesh": {}}, jax.devices()[:1]).flops
+
+
 def _step(cfg: dict[str, Any], work: Work, tx: Any, read: Mapping[str, Reading]) -> Step:
     apply = None if work.teacher is None else work.teacher.apply
-    return build.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None, read)
+    return assembly.step_of(cfg, work.objective, work.trained, apply, tx, work.weights, None, read)
 
 
 def _captioned(cfg: dict[str, Any]) -> Work:
-    parts = build.latent_parts(cfg, planning=True)
+    parts = build_captioned.latent_parts(cfg, planning=True)
     spec, start = parts.spec, parts.start
     net = unet(spec.unet)
     frozen = {} if parts.teacher is None else {"teacher": (parts.teacher.abstract(), start.teacher_dtype)}
@@ -183,8 +194,8 @@ def _captioned(cfg: dict[str, Any]) -> Work:
 
 
 def _noise_levels(cfg: dict[str, Any]) -> Work:
-    objective, start = build.edm_parts(cfg, planning=True)
-    spec, told = start.spec, build.noise_condition(start.spec)
+    objective, start = build_edm.edm_parts(cfg, planning=True)
+    spec, told = start.spec, build_edm.noise_condition(start.spec)
     net, teacher, latent = network(spec, "network"), None, _floats(*spec.latent_shape)
     if start.teacher is not None:
         teacher = network(start.teacher.spec, "network")

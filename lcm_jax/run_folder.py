@@ -4,46 +4,44 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lcm_jax import build, latent_norm
-from lcm_jax.build import Run
+from lcm_jax import build, latent_norm, planning, sections
+from lcm_jax.assembly import Run
 from lcm_jax.data.image_loader import training_images
 from lcm_jax.data.store import is_url
 from lcm_jax.edm_pipeline import EDMPipeline
-from lcm_jax.evaluate import grid
 from lcm_jax.export import flax_folder
 from lcm_jax.machine import machine
 from lcm_jax.models import flax_file, lora
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.spec import ModelSpec
-from lcm_jax.objectives.base import condition_of
 from lcm_jax.parallel.agreement import on_all, the_same
-from lcm_jax.parallel.transfer import fetch
-from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
+from lcm_jax.parallel.chips import of_kind
+from lcm_jax.pipeline import Pipeline
 from lcm_jax.run_copy import CONFIG, Place, checkpoints, holds_run, located, named, opened
+from lcm_jax.run_samples import sample_hook
 from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
-from lcm_jax.train import averages, lives, loop
+from lcm_jax.train import averages, lives, loop, metrics
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
+from lcm_jax.train.course import Course, counted_seconds
 from lcm_jax.train.metrics import MetricsWriter
 from lcm_jax.train.state import State
-from lcm_jax.train.step import readable
 from lcm_jax.typing import Params
 from lcm_jax.weights import folder
 
 log = logging.getLogger(__name__)
 WEIGHTS = ("ema", "params", "target")
 SAMPLES = "samples"
+OPERATIONS = "operations.json"
 FREE = ("steps", "loop", "checkpoint", "mesh")  # sections that may change when a run goes on
-SHOWN = 16  # images in a training grid
 MEASURED = 32  # images a call when latents are measured
 
 
@@ -65,7 +63,7 @@ def train_in(place: Place, run: Run, progress: bool, profile: tuple[int, int] | 
     """`train` in a place of this machine."""
     open_folder(run, place)
     where = place.here
-    first = jax.process_index() == 0
+    first, course = jax.process_index() == 0, None
     about = {"spec": run.spec.to_json(), "trains": run.trains}
     loop_settings = dict(run.config["loop"])
     keep = Checkpointer(checkpoints(where), about=about, **run.config["checkpoint"])
@@ -78,6 +76,7 @@ def train_in(place: Place, run: Run, progress: bool, profile: tuple[int, int] | 
     writer = MetricsWriter(where, start=start, steps=run.config["steps"], bar=progress) if first else None
     if first:
         lives.begin(where, start, {"machine": machine(), "processes": jax.process_count()})
+        course = course_of(run, where)
     hook = sample_hook(run, where / SAMPLES) if loop_settings.get("sample_steps") else None
     try:
         return loop.run(
@@ -94,6 +93,7 @@ def train_in(place: Place, run: Run, progress: bool, profile: tuple[int, int] | 
             describe_batch=run.describe_batch,
             folder=where,
             profile=profile,
+            course=course,
             **loop_settings,
         )
     finally:
@@ -101,6 +101,26 @@ def train_in(place: Place, run: Run, progress: bool, profile: tuple[int, int] | 
             writer.close()
         keep.close()
         run.loader.close()
+
+
+def course_of(run: Run, where: Path) -> Course:
+    """What the run's folder says of its time so far, and the least its steps can take."""
+    before, rows = lives.read(where), metrics.read(where / metrics.FILE)
+    counted = counted_seconds(rows, before, run.config["data"]["batch_size"])
+    return Course(before[0]["time"], counted, least_seconds(run, where / OPERATIONS))
+
+
+def least_seconds(run: Run, kept: Path) -> float | None:
+    """Of a step at the rate that the devices' maker states; None where none is, and of an autoencoder's.
+
+    Its operations are counted once a run, which takes as long as to trace it, and `kept`.
+    """
+    chip = of_kind(run.mesh.devices.flat[0].device_kind)
+    if chip is None or chip.flops is None or run.trains == "autoencoder":
+        return None
+    if not kept.exists():
+        folder.write_text(kept, json.dumps({"step": planning.operations(run.config)}) + "\n")
+    return json.loads(kept.read_text())["step"] / (chip.flops * run.mesh.size)
 
 
 def reopen(where: str | Path) -> tuple[Run, State]:
@@ -168,7 +188,8 @@ def chosen(where: str | Path, weights: str) -> str:
         raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
     if kind != "ema":
         return kind
-    return averages.part(build.average_names(json.loads((Path(located(where)) / CONFIG).read_text())), number or None)
+    config = json.loads((Path(located(where)) / CONFIG).read_text())
+    return averages.part(sections.average_names(config), number or None)
 
 
 def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[Spec, dict[str, Params], int]:
@@ -339,73 +360,3 @@ def pipeline(
         spec, params = spec.computing_in(dtype), {**params, "unet": jax.tree.map(cast, params["unet"])}
     captions = FlaxFolder(Path(source)).captions
     return Pipeline(spec, params, origin, captions)
-
-
-def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, float]], None]:
-    """hook(step, state, metrics) that writes a grid of fixed prompts and seeds (of seeds alone, or reconstructions)."""
-    drawers = {"autoencoder": reconstructions_drawer, "network": noise_drawer}
-    draw = drawers.get(run.trains, prompts_drawer)(run)
-
-    def hook(step: int, state: State, metrics: Mapping[str, float]) -> None:
-        images, about = draw(run.sampled(state))  # by all processes: the weights may lie across them
-        if jax.process_index() == 0:
-            grid.save(where / f"step_{step:07d}.png", grid.grid(images, 8, zoom=2), {"step": step, **about})
-
-    return hook
-
-
-def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
-    """Samples of the first captions of the training set with one seed: 4 steps of an LCM, 25 of a teacher."""
-    read = run.read("ema" if run.weights is None else "teacher")
-    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions, read=read)
-    spread = np.linspace(0, run.loader.size - 1, SHOWN).astype(int)
-    rows = run.loader.rows.batch(spread)
-    names = [run.loader.row(i).caption for i in rows["index"]]
-    steps = pipe.default_steps if run.spec.role == "consistency" else 25
-    w = pipe.default_w
-    sampler = pipe.sampler(pipe.default_sampler, steps)
-    told = condition_of(rows) if "context" in rows else pipe.encode(names)
-    uncond = run.frozen["batch"]["uncond"]
-    keys = image_keys(names, 1, seed=0)
-    whole = jax.jit(lambda params, frozen: readable(params, "ema", frozen, run.weights, run.readings)[0])
-
-    def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
-        params = {"unet": params if run.weights is None else whole(params, run.frozen), **run.networks}
-        images = sampler(params, told, uncond, jnp.full(SHOWN, w), keys)
-        return fetch(images), {"prompts": names, "steps": steps, "w": w, "guidance": w + 1, "seed": 0}
-
-    return draw
-
-
-def noise_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
-    """Samples from noise with one seed: a consistency model's in each number of steps, a denoiser's in 18.
-
-    Of a network with classes, each of them in turn.
-    """
-    pipe = EDMPipeline(run.spec, run.networks, read=run.read("ema"))
-    counts = range(1, len(run.spec.sigmas) + 1) if run.spec.role == "consistency" else [pipe.default_steps]
-    samplers = [pipe.sampler(steps) for steps in counts]
-    keys, labels = image_keys([""], SHOWN, seed=0), pipe.labels(SHOWN)
-    about = {"steps": list(counts), "seed": 0, **pipe.told(labels)}
-
-    def draw(params: Params) -> tuple[np.ndarray, dict[str, Any]]:
-        networks = {"network": params, **run.networks}
-        images = [fetch(sample(networks, keys, labels)) for sample in samplers]
-        return np.concatenate(images), about
-
-    return draw
-
-
-def reconstructions_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
-    """Images above their reconstructions."""
-    net = network(run.spec, "autoencoder")
-    spread = np.linspace(0, run.loader.size - 1, SHOWN // 2).astype(int)
-    images = run.loader.rows.batch(spread)["image"]
-
-    @jax.jit
-    def reconstruct(params: Params) -> jax.Array:
-        apply = partial(net.apply, params, read=run.read("ema"))
-        moments = apply(jnp.asarray(images, jnp.float32) / 127.5 - 1.0, method="encode")
-        return to_pixels(apply(jnp.split(moments, 2, axis=-1)[0], method="decode"))
-
-    return lambda params: (np.concatenate([images, fetch(reconstruct(params))]), asdict(run.spec.autoencoder))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lcm_jax import build
+from lcm_jax import sections
 from lcm_jax.diffusion.path import vp_path
 
 MODULES = [f"configs.{path.stem}" for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))]
@@ -14,9 +14,9 @@ FOUND = {name: make() for name in MODULES if (make := getattr(importlib.import_m
 
 @pytest.mark.parametrize("name", [name for name, config in FOUND.items() if "objective" in config])
 def test_objective_optimiser_and_sections_are_known(name):
-    cfg = build.with_curriculum(build.plain(FOUND[name]))
+    cfg = sections.with_curriculum(sections.plain(FOUND[name]))
     section = dict(cfg["objective"])
-    given = {"path": vp_path(), "kind": "v"} if build.takes(section["name"], "kind") else {}
-    objective = build.build_objective(section, **given)
+    given = {"path": vp_path(), "kind": "v"} if sections.takes(section["name"], "kind") else {}
+    objective = sections.build_objective(section, **given)
     assert objective.needs_teacher == bool(cfg["model"].get("teacher") if isinstance(cfg["model"], dict) else False)
-    assert build.optimizer_of(cfg).init({}) is not None and build.average_names(cfg) and cfg["steps"] > 0
+    assert sections.optimizer_of(cfg).init({}) is not None and sections.average_names(cfg) and cfg["steps"] > 0

@@ -32,7 +32,7 @@ DOORS = {  # library: the only places it may be imported, of lcm_jax unless laun
     "flax": ["models"],
     "optax": ["train.optimizer", "train.step", "diffusion.coupling"],
     "orbax": ["train.checkpoint"],
-    "ml_collections": ["build", "configs", "launch"],
+    "ml_collections": ["build", "sections", "configs", "launch"],
     "absl": ["launch"],
     "safetensors": ["weights"],
     "grain": ["data"],

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tiny_sd
 
-from lcm_jax import build, families, planning
+from lcm_jax import assembly, build_captioned, families, planning, sections
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.source import network, text_networks
 from lcm_jax.train.state import State
@@ -19,7 +19,7 @@ LCD = {"name": "lcd", "w_min": 2.0, "w_max": 4.0, "w_width": 8}
 @pytest.fixture(autouse=True)
 def all_devices(monkeypatch):
     """Whatever other tests of this session plan with."""
-    monkeypatch.setattr(build, "make_mesh", make_mesh)
+    monkeypatch.setattr(sections, "make_mesh", make_mesh)
 
 
 CONFIGS = [f"{kind}_{family}" for kind, of in (("lcd", ("sd15", "sd21_base", "sd21_768", "sdxl")), ("lora", ("sd15", "sdxl"))) for family in of]  # noqa: E501
@@ -35,7 +35,7 @@ def test_a_plan_counts_what_a_run_holds(family, rules, tmp_path):
     config = tiny.config(LCD, {"teacher": str(teacher), "w_width": 8}, tmp_path, mesh={"fsdp": 4, "rules": rules})
     plan = planning.plan(config)
     assert plan.devices == 8 and plan.flops > 0
-    parts = build.latent_parts(config)
+    parts = build_captioned.latent_parts(config)
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(parts.trained.abstract()))
     least = whole / 4 if rules == "fsdp" else whole
     for name in ("params", "target", "ema"):
@@ -56,10 +56,10 @@ def test_adapters_are_planned_beside_the_one_network_they_share(tmp_path):
 @pytest.mark.parametrize("preset", ["paper", "diffusers"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_of_the_family_describes_a_run(name, preset):
-    cfg = build.plain(settings(name, preset))
+    cfg = sections.plain(settings(name, preset))
     cfg["mesh"] = {"data": 1, "fsdp": 8, "rules": cfg["mesh"]["rules"]}
-    parts = build.latent_parts(cfg, planning=True)
-    build.optimizer_of(cfg)
+    parts = build_captioned.latent_parts(cfg, planning=True)
+    sections.optimizer_of(cfg)
     assert parts.spec.role == "consistency" and parts.objective.needs_teacher
     told = name.startswith("lcd")
     assert (parts.spec.unet.w_width, parts.weights is None) == ((256, True) if told else (None, False))
@@ -68,8 +68,8 @@ def test_every_config_of_the_family_describes_a_run(name, preset):
 
 
 def test_fine_tuning_takes_a_published_lcm_and_no_teacher():
-    cfg = build.plain(settings("lcf_sd", "paper"))
-    parts = build.latent_parts(cfg, planning=True)
+    cfg = sections.plain(settings("lcf_sd", "paper"))
+    parts = build_captioned.latent_parts(cfg, planning=True)
     assert parts.teacher is None and not parts.objective.needs_teacher
 
 
@@ -103,7 +103,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
 
 
 def test_what_is_not_there_can_only_be_planned_as_a_family(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(sections, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
     config = tiny.config(LCD, {"teacher": "./nowhere", "w_width": 8}, tmp_path)
     with pytest.raises(FileNotFoundError, match="no model folder './nowhere'"):
         planning.plan(config)
@@ -113,15 +113,15 @@ def test_every_tree_has_its_own_rules(tmp_path):
     teacher = tiny_sd.model_folder(tmp_path / "teacher")
     mesh = {"fsdp": 4, "rules": {"default": "fsdp", "ema": "replicate"}}
     config = tiny.config(LCD, {"teacher": str(teacher), "w_width": 8}, tmp_path, mesh=mesh)
-    _, rule_set = build.mesh_of(config)
+    _, rule_set = sections.mesh_of(config)
     assert (rule_set["ema"], rule_set["opt_state"], rule_set["teacher"]) == ("replicate", "fsdp", "fsdp")
     config["mesh"] = {"rules": {"default": "fsdp", "techer": "zero"}}
     with pytest.raises(ValueError, match="config.mesh.rules has no key 'techer'; did you mean 'teacher'"):
-        build.mesh_of(config)
+        sections.mesh_of(config)
 
 
 def test_large_tensors_left_whole_are_warned_of_at_the_start(caplog):
     state = State(*[{"a": {"kernel": jax.ShapeDtypeStruct((1025, 1025), "float32")}}] * 5)
-    build.warn_of_whole(state, {"params": "fsdp", "ema": "zero"}, make_mesh(data=1, fsdp=8))
+    assembly.warn_of_whole((state,), {"params": "fsdp", "ema": "zero"}, make_mesh(data=1, fsdp=8))
     assert "leave 0.01 GiB whole on each of 8 devices" in caplog.text
     assert "params/a/kernel (4 MiB), ema/a/kernel (4 MiB)" in caplog.text and "target" not in caplog.text

@@ -7,7 +7,7 @@ import pytest
 import tiny_sd
 
 from lcm_jax import exporting
-from lcm_jax.build import placer
+from lcm_jax.assembly import placer
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.source import in_dtype, network, open_model

@@ -9,6 +9,7 @@ from typing import Any
 
 from lcm_jax import run_folder
 from lcm_jax.train import lives, metrics
+from lcm_jax.train.course import counted_seconds
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,8 @@ class RunRecord:
 
     @property
     def counted(self) -> float:
-        """Time of the steps whose outcome the run still has: no compilation, no saving, nothing done twice.
-
-        What a life did after its last checkpoint is not in metrics.jsonl once the next one goes on from there.
-        """
-        total, before = 0.0, 0
-        first = {life["step"] + 1 for life in self.lives}  # its first step holds the compilation
-        for row in self.rows:
-            if row.get("images/s"):  # 0 where a report follows another at once
-                begun = max([before, *(step for step in first if before < step <= row["step"])])
-                total += (row["step"] - begun) * self.config["data"]["batch_size"] / row["images/s"]
-            before = row["step"]
-        return total
+        """Time of the steps whose outcome the run still has."""
+        return counted_seconds(self.rows, self.lives, self.config["data"]["batch_size"])
 
     @property
     def goodput(self) -> float | None:

@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lcm_jax import planning
 from lcm_jax.assess import evaluation
 from lcm_jax.assess.run_record import RunRecord, run_record
@@ -33,7 +31,7 @@ def report(
     without a table.
     """
     record = run_record(where)
-    counted = arithmetic(record, planning.plan(record.config, jax.devices()[:1]).flops) if operations else {}
+    counted = arithmetic(record, planning.operations(record.config)) if operations else {}
     scores = "".join(map(scored, map(Path, evaluations)))
     planned = record.config["steps"]
     below = f"{record.config['objective']['name']}, step {record.step:,} of {planned:,}"
@@ -70,6 +68,10 @@ def course(record: RunRecord) -> dict[str, str]:
         found["waiting for data"] = f"{100 * wait:.2f} %"
     if (wait := record.median("device/wait_share")) is not None:
         found["waiting for the device"] = f"{100 * wait:.1f} %"
+    if (share := record.median("host/share")) is not None:
+        found["the host at work"] = f"{100 * share:.1f} %"
+    if (share := record.median("mfu")) is not None:
+        found["MFU, median"] = f"{100 * share:.1f} %"
     if (peak := record.median("device/peak_gib")) is not None:
         found["memory of a device, peak"] = f"{peak:.2f} GiB"
     if record.wall is not None:

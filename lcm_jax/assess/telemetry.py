@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lcm_jax import build, run_folder
+from lcm_jax import assembly, build_edm, run_folder
 from lcm_jax.diffusion.coupling import independent
 from lcm_jax.diffusion.grid import LogNormalGap, Pair, PairSampler, Step
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -52,13 +52,13 @@ def show(where: str | Path, out: str | Path, batches: int = 4, levels: int = 12)
     return telemetry_figure(seen, out / "telemetry.png")
 
 
-def measure(run: build.Run, state: State, batches: int = 4, levels: int = 12) -> dict[str, Any]:
+def measure(run: assembly.Run, state: State, batches: int = 4, levels: int = 12) -> dict[str, Any]:
     """JSON values: loss, gradient norm and residuals at `levels` pairs of noise levels, distance, curriculum, coupling.
 
     The loss is the consistency part alone, of the averaged weights, a mean over `batches` batches of the run's data.
     Raises ValueError for a run whose objective compares no pairs of noise levels.
     """
-    objective, start = build.edm_parts(run.config)
+    objective, start = build_edm.edm_parts(run.config)
     if not isinstance(objective, Consistency):
         raise ValueError(f"objective {run.config['objective']['name']!r} compares no two noise levels: nothing to show")
     step, ema = int(state.step), run.sampled(state)
@@ -136,7 +136,7 @@ def intervals(objective: Consistency, steps: int) -> dict[str, list[int]] | None
     return {"step": at.tolist(), "N": [int(objective.pair.intervals(int(n))) for n in at]}
 
 
-def coupled(objective: Consistency, run: build.Run, batch: dict[str, Array]) -> dict[str, list[float]] | None:
+def coupled(objective: Consistency, run: assembly.Run, batch: dict[str, Array]) -> dict[str, list[float]] | None:
     """Distances |z0 - eps| of a batch as drawn and as coupled, sorted; None where noise stays as it is drawn."""
     if objective.couple is independent:
         return None

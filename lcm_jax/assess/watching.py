@@ -27,15 +27,15 @@ def landed(where: str | Path, poll: float, sleep: Callable[[float], None] = time
     One that the run has deleted meanwhile, keeping the newest alone, is passed over.
     Raises FileNotFoundError for a folder without a run.
     """
-    where = Path(run_folder.located(where))
-    run_folder.check_run(where)
     seen: set[int] = set()
     while True:
-        new = [step for step in steps_of(where) if step not in seen]
+        here = Path(run_folder.located(where))  # of an object store: what is there now
+        run_folder.check_run(here)
+        new = [step for step in steps_of(here) if step not in seen]
         if new:  # one at a time: using it takes a while, others land and go
             seen.add(new[0])
             yield new[0]
-        elif seen and max(seen) >= json.loads((where / run_folder.CONFIG).read_text())["steps"]:
+        elif seen and max(seen) >= json.loads((here / run_folder.CONFIG).read_text())["steps"]:
             return
         else:
             sleep(poll)

@@ -19,15 +19,19 @@ def make_mesh(
     fsdp: int = 1,
     tensor: int = 1,
     slices: int | None = None,
+    fsdp_most: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Mesh of axes (data, fsdp, tensor) over `devices` (all of them if None); one size may be -1: the rest.
 
-    `slices` is how many groups of devices are joined by a slower network (pod slices, or processes): the data axis
-    alone crosses it. None: as many as the devices say they belong to.
+    With `fsdp_most` both data and fsdp may be -1: fsdp takes as much of the rest as divides it and is at most that,
+    data what remains. `slices` is how many groups of devices are joined by a slower network (pod slices, or processes):
+    the data axis alone crosses it. None: as many as the devices say they belong to.
     Raises ValueError if the sizes do not multiply to the number of devices, or slices do not divide the data axis.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if fsdp_most is not None and data == fsdp == -1:
+        fsdp = most_within_a_slice(devices, fsdp_most, tensor, slices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -43,6 +47,18 @@ def make_mesh(
         )
     # Auto axes: the compiler propagates shardings; the default (Explicit) types them instead.
     return Mesh(arrange(devices, tuple(sizes.values()), slices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def most_within_a_slice(devices: Sequence[Any], most: int, tensor: int, slices: int | None) -> int:
+    """The largest size of the fsdp axis up to `most` at which no weight is split across slices.
+
+    Raises ValueError for a `most` below 1.
+    """
+    if most < 1:
+        raise ValueError(f"config.mesh.fsdp_most must be at least 1, not {most}")
+    groups = slices or len({getattr(device, "slice_index", None) for device in devices})
+    rest = max(len(devices) // groups // max(tensor, 1), 1)
+    return max(size for size in range(1, min(most, rest) + 1) if rest % size == 0)
 
 
 def arrange(devices: Sequence[Any], sizes: tuple[int, int, int], slices: int | None) -> np.ndarray:

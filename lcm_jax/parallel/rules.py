@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+AnyMesh = Mesh | AbstractMesh  # where a tensor would lie can be asked of devices that are not there
 Axes = str | tuple[str, ...]
 Split = tuple[int | None, Axes]  # a dim, None: the largest one, and the mesh axes it is split over
 Rules = Sequence[tuple[str, Sequence[Split]]]
@@ -73,7 +74,7 @@ def path_of(key_path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
-def spec_of(shape: tuple[int, ...], splits: Sequence[Split], mesh: Mesh) -> PartitionSpec:
+def spec_of(shape: tuple[int, ...], splits: Sequence[Split], mesh: AnyMesh) -> PartitionSpec:
     """Where the splits put a tensor of that shape.
 
     A second split is of a dim before the first's, or of the same one again: with inputs over tensor and outputs over
@@ -98,7 +99,7 @@ def spec_of(shape: tuple[int, ...], splits: Sequence[Split], mesh: Mesh) -> Part
     return PartitionSpec(*(over[0] if len(over) == 1 else over or None for over in found))
 
 
-def _narrower(axes: Axes, mesh: Mesh) -> Iterator[tuple[str, ...]]:
+def _narrower(axes: Axes, mesh: AnyMesh) -> Iterator[tuple[str, ...]]:
     """Those of the axes that have more than one device: all, then each alone, the longest first."""
     axes = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes) if mesh.shape[axis] > 1)
     if axes:
@@ -107,7 +108,7 @@ def _narrower(axes: Axes, mesh: Mesh) -> Iterator[tuple[str, ...]]:
         yield from ((axis,) for axis in sorted(axes, key=lambda axis: -mesh.shape[axis]))
 
 
-def infer(abstract_tree: Any, rules: str | Rules | Mapping[str, str], mesh: Mesh) -> Any:
+def infer(abstract_tree: Any, rules: str | Rules | Mapping[str, str], mesh: AnyMesh) -> Any:
     """Tree of NamedSharding shaped like `abstract_tree`; the first matching rule decides.
 
     `rules` as a mapping names the rule set of each of the tree's branches; a branch that is not there is whole.
@@ -122,7 +123,7 @@ def infer(abstract_tree: Any, rules: str | Rules | Mapping[str, str], mesh: Mesh
     return jax.tree_util.tree_map_with_path(sharding, abstract_tree)
 
 
-def sharding_of(path: str, shape: tuple[int, ...], rules: str | Rules, mesh: Mesh) -> NamedSharding:
+def sharding_of(path: str, shape: tuple[int, ...], rules: str | Rules, mesh: AnyMesh) -> NamedSharding:
     """Of one leaf; raises as `infer` does."""
     for pattern, splits in named(rules) if isinstance(rules, str) else rules:
         if re.search(pattern, path):
@@ -139,7 +140,7 @@ def with_shardings(abstract_tree: Any, shardings: Any) -> Any:
     )
 
 
-def left_whole(abstract_tree: Any, rules: str | Mapping[str, str], mesh: Mesh) -> dict[str, int]:
+def left_whole(abstract_tree: Any, rules: str | Mapping[str, str], mesh: AnyMesh) -> dict[str, int]:
     """Bytes by path of the large tensors that rules other than "replicate" leave whole on every device.
 
     None of their dims divides over the axes that the rules name, or those have one device.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -29,6 +30,14 @@ class CheckpointError(RuntimeError):
 
 class _Unreadable(CheckpointError):
     pass
+
+
+# What all devices hold is written in parts, one by each process; of a small tensor cutting costs more than it saves.
+SHARED = 2**20  # bytes of a part at least
+ARRAYS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED)),
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),  # where no device is named that it should be restored to
+)
 
 
 class Restored(NamedTuple):
@@ -90,6 +99,11 @@ class Checkpointer:
             )
         self._manager = ocp.CheckpointManager(
             self.folder,
+            handler_registry=ocp.handlers.create_default_handler_registry(
+                # Weights compress by 7 %, in which writing takes half as long again.
+                state=ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS, use_compression=False),
+                about=ocp.JsonCheckpointHandler(),
+            ),
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,

@@ -17,6 +17,7 @@ import numpy as np
 from lcm_jax.parallel.agreement import Wish
 from lcm_jax.parallel.transfer import fetch
 from lcm_jax.train.checkpoint import Checkpointer
+from lcm_jax.train.course import Course
 from lcm_jax.train.interrupt import Interrupt
 from lcm_jax.train.metrics import MetricsWriter
 from lcm_jax.train.observing import Patience, Tracer, memory
@@ -110,6 +111,7 @@ class _Clock:
     begun: float = field(default_factory=time.perf_counter)
     spent: Counter[str] = field(default_factory=Counter)
     images: int = 0
+    steps: int = 0
 
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
@@ -118,12 +120,14 @@ class _Clock:
         yield
         self.spent[what] += time.perf_counter() - before
 
-    def rates(self) -> dict[str, float]:
-        """Images per second, shares of the time in which the host waited, and what went to no step at all."""
+    def rates(self, course: Course | None) -> dict[str, float]:
+        """Images per second, where the host's time went, and what went to no step at all."""
         aside = {f"{name}/seconds": self.spent[name] for name in ("save", "hooks") if self.spent[name]}
         training = max(time.perf_counter() - self.begun - sum(aside.values()), 1e-9)
         waits = {f"{name}/wait_share": self.spent[name] / training for name in ("data", "device")}
-        return {"images/s": self.images / training, **waits, **aside}
+        shares = {**waits, "host/share": 1 - sum(waits.values())}
+        whole = {} if course is None else course.rates(training, self.steps)
+        return {"images/s": self.images / training, **shares, **aside, **whole}
 
 
 def run(
@@ -145,6 +149,7 @@ def run(
     folder: str | Path | None = None,
     hang_seconds: float = 1800.0,
     profile: tuple[int, int] | None = None,
+    course: Course | None = None,
 ) -> Any:
     """Train from `state.step` to step `steps` and return the state; interrupted, it returns an earlier one.
 
@@ -155,9 +160,10 @@ def run(
     `describe_batch` turns the names in a batch (entries key, index, caption) into JSON for the record that
     a non-finite loss leaves in `folder`/nonfinite.json.
 
-    A step that takes longer than `hang_seconds` (0: none does) ends the process with the stacks of its threads on
-    stderr; the first step, which compiles, may take as long as it likes. `profile` (first, last) are steps that are
-    recorded, for TensorBoard or Perfetto, in `folder`/profile.
+    A step that takes longer than `hang_seconds` (0: none does) ends every process, the stacks of its threads on stderr
+    (observing.Patience); the first step, which compiles, may take as long as it likes. `profile` (first, last) are
+    steps that are recorded, for TensorBoard or Perfetto, in `folder`/profile. With the `course` of the run goodput is
+    written, too, and MFU.
 
     Several processes call it with the same arguments, each with its own part of the data, all but the first without
     `writer`. A signal to any one of them stops all after the same step, AHEAD steps later.
@@ -179,7 +185,7 @@ def run(
 
     def report(at: int) -> None:
         nonlocal clock, first, latest
-        latest = {**watch.means(), **clock.rates(), **memory(), **first}
+        latest = {**watch.means(), **clock.rates(course), **memory(), **first}
         watch.fetched.clear()
         clock, first = _Clock(), {}
         if writer is not None:
@@ -218,6 +224,7 @@ def run(
                 names = {name: batch[name] for name in NAMES if name in batch}
                 watch.in_flight.append(_Step(number, metrics, names))
                 clock.images += images_in(placed)
+                clock.steps += 1
                 if number == started + 1:  # holds the compilation: no part of any rate
                     jax.block_until_ready(metrics)
                     first = {"first_step/seconds": time.perf_counter() - before}
@@ -241,12 +248,12 @@ def run(
                     call_hooks()
                 patience()
                 stopping = wish(stop.requested)
-            patience.rest()
             watch.look(number)
             if watch.fetched:
                 report(number)
             if number > saved:
                 save()
+            patience.rest()
             if number >= steps and number > started:
                 call_hooks()
             if stopping:

@@ -3,6 +3,7 @@
 import faulthandler
 import logging
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,12 +14,15 @@ import jax
 log = logging.getLogger(__name__)
 FOLDER = "profile"
 GIB = 1024**3
+LINGER = 0.2
 
 
 class Patience:
-    """Unless called again within `seconds` (0: whenever), the process ends with the stacks of its threads on stderr.
+    """Unless called again within `seconds` (0: whenever), the stacks of all threads go to stderr and the process ends.
 
-    It needs no help of the interpreter, which a collective that never returns may hold.
+    It ends by SIGALRM, LINGER of `seconds` after the stacks: where one process hangs, those that wait for it, whose
+    clocks were set up to a tenth apart, tell theirs, too, before the first of them is gone. Neither needs the
+    interpreter, which a collective that never returns may hold.
     """
 
     def __init__(self, seconds: float):
@@ -28,12 +32,14 @@ class Patience:
         """All is well. Setting the clock costs a thread, so that is done a tenth of the time apart."""
         now = time.monotonic()
         if self._seconds and now - self._since >= self._seconds / 10 and sys.__stderr__ is not None:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._seconds, file=sys.__stderr__)
+            signal.setitimer(signal.ITIMER_REAL, (1 + LINGER) * self._seconds)
             self._since = now
 
     def rest(self) -> None:
         """Nothing is expected until it is called again."""
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self._since = -math.inf
 
 

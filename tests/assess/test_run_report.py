@@ -1,6 +1,8 @@
 """A run's page: the account of its time, and a document that stands alone."""
 
 import json
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +15,9 @@ from lcm_jax.evaluate import page
 from lcm_jax.evaluate.curves import curves
 from lcm_jax.parallel.chips import of_kind
 from lcm_jax.train import lives
+from lcm_jax.train.course import Course
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ALONE = ("meta", "img")  # elements without an end
 START = 1_700_000_000.0
 CONFIG = {"objective": {"name": "lcd", "w_max": 4.0}, "data": {"batch_size": 8}, "steps": 400, "seed": 0}
@@ -69,6 +73,14 @@ class Strict(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_a_course_goes_on_where_the_lives_before_stood(monkeypatch):
+    monkeypatch.setattr("time.time", lambda: START + 50)
+    course = Course(START, counted=24.0, least=0.05)
+    assert course.rates(1.0, 10) == {"goodput": 25 / 50, "mfu": 0.5}
+    assert course.rates(5.0, 10) == {"goodput": 30 / 50, "mfu": 0.1}
+    assert Course(START).rates(5.0, 10) == {"goodput": 0.1}
 
 
 def test_only_steps_that_counted_count(run):
@@ -134,3 +146,17 @@ def test_lives_are_noted_in_order_and_an_unfinished_line_is_none(tmp_path):
 def test_text_is_escaped_and_durations_are_read_off():
     assert page.facts({"<a>": "1 & 2"}) == "<dl><div><dt>&lt;a&gt;</dt><dd>1 &amp; 2</dd></div></dl>"
     assert [spent(s) for s in (59.6, 3661.0)] == ["0:01:00", "1:01:01"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed to open the page with")
+def test_a_browser_draws_the_page(run, tmp_path):
+    path, shot = report(run), tmp_path / "page.png"
+    bare = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    drawn = [*bare, "--window-size=1000,2000", f"--screenshot={shot}", path.as_uri()]
+    subprocess.run(drawn, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("RGB"))
+    assert pixels.shape == (2000, 1000, 3)
+    lines = (pixels != pixels[0, 0]).any(axis=(1, 2))
+    assert lines[:1000].mean() > 0.3  # text, pictures and curves, no blank page or error
+    text = subprocess.run([*bare, "--dump-dom", path.as_uri()], check=True, capture_output=True, text=True, timeout=120)
+    assert "goodput" in text.stdout and text.stdout.count("<svg") == 1

@@ -7,7 +7,7 @@ import jax
 import pytest
 import tiny
 
-from lcm_jax import build, captions, encoding, run_folder
+from lcm_jax import build, captions, encoding, run_folder, sections
 from lcm_jax.parallel.mesh import make_mesh
 
 
@@ -16,7 +16,7 @@ def captions_without_download():
     """One device and captions without a download, for every test of this folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(captions.ENCODERS, "minilm", tiny.FakeCaptions)
-        patch.setattr(build, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(sections, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
         yield
 
 

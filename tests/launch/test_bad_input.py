@@ -7,7 +7,7 @@ import shutil
 import pytest
 import tiny
 
-from lcm_jax import build, encoding, run_folder, source
+from lcm_jax import assembly, build, encoding, run_folder, source
 from lcm_jax.export import flax_folder
 from lcm_jax.models import flax_file
 from lcm_jax.pipeline import Pipeline
@@ -24,7 +24,7 @@ def nothing_compiles(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a step ran before the error")
 
-    monkeypatch.setattr(build, "train_step", lambda *args, **kwargs: refuse)
+    monkeypatch.setattr(assembly, "train_step", lambda *args, **kwargs: refuse)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lcm_jax import build, drawing, encoding, exporting, planning, run_folder
+from lcm_jax import assembly, build, build_edm, drawing, encoding, exporting, planning, run_folder
 from lcm_jax.assess import evaluation_set, noise_evaluation
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -44,14 +44,14 @@ def train(data, latents32):
         model = {"start": str(data.autoencoder), "network": "dit_tiny", **(model or {})}
         loop = {"log_steps": 1, "checkpoint_steps": 100, "sample_steps": 100 if samples else 0}
         config = tiny.config(objective, model, latents32, steps=steps, loop=loop, **changes)
-        traces, make = [], build.step_of
+        traces, make = [], assembly.step_of
 
         def counted(*arguments):
             step = make(*arguments)
             return lambda *given: traces.append(1) or step(*given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(build, "step_of", counted)
+            patch.setattr(assembly, "step_of", counted)
             state = run_folder.train(build.run(config), data.root / name, progress=False)
         return SimpleNamespace(run=data.root / name, config=config, state=state, traces=len(traces))
 
@@ -81,7 +81,7 @@ def losses(run):
 def test_a_whole_curriculum_is_one_compilation(labelled, train):
     ict = train("plain_ict", {"name": "ict", "s1": 80, "steps": STEPS})
     for run in (labelled, ict):
-        intervals = build.edm_parts(run.config)[0].pair.intervals
+        intervals = build_edm.edm_parts(run.config)[0].pair.intervals
         assert [int(intervals(step)) for step in range(STEPS)] == STAGES
         assert run.traces == 1 and int(run.state.step) == STEPS
     assert labelled.stopped.traces == labelled.again.traces == 1

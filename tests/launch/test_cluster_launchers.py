@@ -7,18 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("--", "python", "-m", "launch.train", "--run", "my run")
-# Fields of the JobSet v1alpha2 API, of batch/v1 and core/v1, as far as a manifest may use them.
+# Fields of the JobSet v1alpha2 API; what is batch/v1 and core/v1 is held against Kubernetes' own schema.
 JOBSET = {"replicatedJobs", "network", "successPolicy", "failurePolicy", "suspend", "coordinator", "managedBy"}
 NETWORK = {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"}
 FAILURE = {"maxRestarts", "restartStrategy", "rules"}
 REPLICATED = {"name", "groupName", "template", "replicas", "dependsOn"}
-JOB = {"parallelism", "completions", "completionMode", "backoffLimit", "activeDeadlineSeconds", "template"}
-POD = {"restartPolicy", "terminationGracePeriodSeconds", "nodeSelector", "containers", "volumes", "tolerations"}
-CONTAINER = {"name", "image", "command", "args", "env", "ports", "resources", "volumeMounts", "securityContext"}
 
 
 def launch(name, *arguments):
@@ -72,6 +70,19 @@ def test_a_tpu_vm_runs_the_command_on_every_worker():
     assert words == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", *where, there]
 
 
+def valid(job):
+    """Raises for what Kubernetes would not take as a Job."""
+    whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, "spec": job}
+    kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_a_field_that_does_not_exist_is_found():
+    _, job, pod, _ = checked(json.loads(printed("gke", "--image=i", "--claim=c", "--accelerator=nvidia-l4")))
+    pod["nodeSelectors"] = pod.pop("nodeSelector")
+    with pytest.raises(kubernetes_validate.ValidationError, match="nodeSelectors"):
+        valid(job)
+
+
 def checked(manifest):
     """The job and the pod of a manifest whose fields all exist."""
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -81,10 +92,9 @@ def checked(manifest):
     (replicated,) = spec["replicatedJobs"]
     assert replicated.keys() <= REPLICATED and replicated["template"].keys() == {"spec"}
     job = replicated["template"]["spec"]
-    assert job.keys() <= JOB and job["template"].keys() == {"spec"}
+    valid(job)
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
-    assert pod.keys() <= POD and container.keys() <= CONTAINER
     assert pod["restartPolicy"] in ("Never", "OnFailure") and job["completionMode"] == "Indexed"
     assert job["parallelism"] == job["completions"]  # or the processes would not all run at once
     assert container["resources"]["requests"] == container["resources"]["limits"]

@@ -18,8 +18,8 @@ TRAIN = ("launch.train", "--config=configs/quickstart.py", "--run=nowhere", "--j
 NAMES = ("JAX_COORDINATOR_ADDRESS", *joining.COUNTS, *joining.INDICES)
 
 
-def start(*arguments):
-    env = {k: v for k, v in os.environ.items() if k not in NAMES}
+def start(*arguments, **told):
+    env = {k: v for k, v in os.environ.items() if k not in NAMES} | told
     command = [sys.executable, "-m", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -93,6 +93,26 @@ def test_one_process_joins_nothing(monkeypatch):
 )
 def test_a_cluster_is_known_by_its_environment(env, several):
     assert joining.in_cluster(env) == several
+
+
+@pytest.mark.parametrize(
+    "env, count",
+    [
+        ({}, 1),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, 1),
+        ({name: "2" for name in joining.SLURM}, 2),
+        ({"JAX_NUM_PROCESSES": "3"}, 3),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, 1),
+    ],
+)
+def test_a_launcher_tells_how_many_were_started(env, count):
+    assert joining.told_count(env) == count
+
+
+def test_what_works_as_one_process_refuses_to_be_several():
+    done = start("launch.evaluate", "--model=m", "--data=d", "--out=o", JAX_NUM_PROCESSES="2")
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 1 and said.startswith("error: this is one of 2 processes") and "launch.score" in said
 
 
 CHILD = """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lcm_jax import build, drawing, exporting, planning, run_folder
+from lcm_jax import build, build_edm, drawing, exporting, planning, run_folder
 from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -165,7 +165,7 @@ def test_plans_are_made_from_shapes_alone(made, latents32):
         latents32,
         steps=100,
     )
-    _, start = build.edm_parts(paper, planning=True)
+    _, start = build_edm.edm_parts(paper, planning=True)
     assert start.spec.image_size == 256 and start.spec.latent_shape == (32, 32, 4) and start.model is None
 
 
@@ -281,7 +281,7 @@ def test_telemetry_takes_the_loss_apart(made, name, levels, tmp_path):
 
 
 def test_a_gap_that_closes_is_shown_as_it_is_at_a_step(made):
-    objective, _ = build.edm_parts(made.ect.config)
+    objective, _ = build_edm.edm_parts(made.ect.config)
     t, s = telemetry.chosen_levels(objective.pair, 1, 5)
     later = telemetry.chosen_levels(objective.pair, 2, 5)[1]
     assert len(t) == 5 and (np.diff(t) > 0).all() and (s <= later).all() and (later < t).all() and (s < later).any()

@@ -11,7 +11,7 @@ import jax
 import pytest
 import tiny
 
-from lcm_jax import build, plan_composed, plan_memory, plan_report, planning
+from lcm_jax import build, plan_composed, plan_memory, plan_report, planning, sections
 from lcm_jax.models.unet import UNetConfig
 from lcm_jax.models.unet_blocks import blocks
 from lcm_jax.parallel import rules
@@ -27,7 +27,7 @@ SHARDED = {"data": 4, "fsdp": 2, "rules": "fsdp"}
 @pytest.fixture
 def config(data, first, monkeypatch):
     """A run that has all its data, on as many devices as a test says; its tensors count as large enough to split."""
-    monkeypatch.setattr(build, "make_mesh", make_mesh)
+    monkeypatch.setattr(sections, "make_mesh", make_mesh)
     monkeypatch.setattr(rules, "SMALL", 2**8)
     model = {"start": str(first.teacher)}
     return lambda o={"name": "diffusion"}, m=model, **changes: tiny.config(o, m, data.latents, **changes)  # noqa: B006
@@ -116,6 +116,7 @@ def test_parts_are_compiled_apart_whole_or_composed_of_blocks(config, first, tmp
     for kind, traffic in whole.traffic.items():
         assert apart.traffic[kind].sent == pytest.approx(traffic.sent, rel=0.05), kind
     assert "composed of one block of each kind" in "\n".join(found["composed"].lines())
+    assert found["composed"].needed == apart.peak / plan_report.COMPOSED_SHARE and found["parts"].needed == whole.peak
 
 
 def test_a_deep_transformer_is_taken_from_two_shallow_ones():

@@ -9,14 +9,16 @@ import pytest
 import tiny
 from PIL import Image
 
-from lcm_jax import build, drawing, encoding, run_folder
+from lcm_jax import assembly, build, drawing, encoding, planning, run_folder
 from lcm_jax.assess import run_report
+from lcm_jax.assess.run_record import run_record
 from lcm_jax.data import manifest
 from lcm_jax.evaluate import grid
 from lcm_jax.models import flax_file
+from lcm_jax.parallel.chips import CHIPS
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.sampling.few_step import lcm_times
-from lcm_jax.train import lives
+from lcm_jax.train import lives, metrics
 from lcm_jax.weights import folder
 
 
@@ -90,11 +92,30 @@ def test_a_run_and_its_export_draw_the_same_and_files_remember_how(road, tmp_pat
 def test_a_run_gives_an_account_of_itself(road, tmp_path):
     text = run_report.report(road.lcd.run, out=tmp_path / "page.html").read_text()
     where = f"{jax.device_count()} x"
-    for said in ("lcd, step 3 of 3", "goodput", "waiting for the device", where, "objective.w_max", "loss/mean"):
+    for said in ("lcd, step 3 of 3", "goodput", "the host at work", where, "objective.w_max", "loss/mean"):
         assert said in text, said
     assert text.count("data:image/png") == 1 and "<svg" in text  # the grid of the last step
     (life,) = lives.read(road.lcd.run)
     assert life["step"] == 0 and life["processes"] == 1 and life["machine"]["versions"]["jax"] == jax.__version__
+
+
+def test_what_counted_of_a_run_is_written_as_it_goes(road):
+    rows = [row for row in metrics.read(road.lcd.run / metrics.FILE) if row.get("images/s")]
+    shares = [row[name] for row in rows for name in ("data/wait_share", "device/wait_share", "host/share")]
+    assert len(rows) == 2 and sum(shares) == pytest.approx(len(rows)) and min(shares) >= 0
+    assert 0 < rows[0]["goodput"] and all(row["goodput"] < 1 and "mfu" not in row for row in rows)
+    assert rows[-1]["goodput"] == pytest.approx(run_record(road.lcd.run).goodput, rel=0.1)
+
+
+def test_where_a_rate_is_stated_steps_are_held_against_it(road, tmp_path, monkeypatch):
+    """Operations are counted once a run; the mesh does not change them."""
+    monkeypatch.setattr(run_folder, "of_kind", lambda kind: CHIPS["v5e"])
+    run, kept = build.run(road.lcd.config), tmp_path / "operations.json"
+    least = run_folder.least_seconds(run, kept)
+    assert least == pytest.approx(planning.plan(road.lcd.config, jax.devices()[:1]).flops / CHIPS["v5e"].flops)
+    kept.write_text(json.dumps({"step": 197e12}))
+    assert run_folder.least_seconds(run, kept) == 1.0
+    run.loader.close()
 
 
 def test_weights_and_steps_of_a_run_can_be_chosen(road):
@@ -175,7 +196,7 @@ def test_a_half_written_checkpoint_is_passed_over(road, tmp_path, caplog):
 
 
 def test_attribution_of_the_pictures_reaches_the_card(data):
-    spec = build.owing(build.owing(tiny.spec(), "Twemoji, CC-BY 4.0"), "Twemoji, CC-BY 4.0")
+    spec = assembly.owing(assembly.owing(tiny.spec(), "Twemoji, CC-BY 4.0"), "Twemoji, CC-BY 4.0")
     assert spec.about["attribution"] == ["Twemoji, CC-BY 4.0"]
     from lcm_jax.export.model_card import model_card
 

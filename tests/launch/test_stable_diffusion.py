@@ -9,7 +9,7 @@ import pytest
 import tiny
 import tiny_sd
 
-from lcm_jax import build, drawing, encoding, run_folder
+from lcm_jax import build, drawing, encoding, run_folder, sections
 from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.parallel.mesh import make_mesh
@@ -23,7 +23,7 @@ LORA = {"rank": 2, "alpha": 2}
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(sections, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
         yield
 
 

@@ -1,10 +1,13 @@
 """Runs and latents on object stores, against emulators of Google's and Amazon's on this machine."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
 from asyncio import sleep
+from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
@@ -15,14 +18,16 @@ import tiny
 from store_emulators import Faults, amazon, google
 
 from launch import entry
-from lcm_jax import build, run_copy, run_folder
+from lcm_jax import build, captions, joining, run_copy, run_folder
 from lcm_jax.assess import watching
 from lcm_jax.checkpoint_copy import CheckpointCopies, whole_steps
 from lcm_jax.data import latent_copy, manifest
 from lcm_jax.data.loader import make_loader
 from lcm_jax.data.store import Store, StoreError
+from lcm_jax.parallel import rules
 from lcm_jax.source import open_model
 
+ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"  # the port of "discard", where nobody listens
 STEPS = 3
 
@@ -94,6 +99,7 @@ def test_a_run_goes_on_from_the_store_alone_while_it_fails_at_times(store, data,
 
     machine("c")
     assert watching.steps_of(run_copy.located(where)) == [2, 3]
+    assert list(watching.landed(where, 0.01)) == [2, 3]
     pipe = run_folder.pipeline(where)
     same(pipe.params["unet"], undisturbed[1].ema)
     assert pipe.origin["model"] == where and pipe.origin["step"] == STEPS
@@ -105,6 +111,51 @@ def test_a_run_goes_on_from_the_store_alone_while_it_fails_at_times(store, data,
     other = diffusion(first, latents, STEPS) | {"seed": 1}
     with pytest.raises(ValueError, match="holds a run whose config differs in seed"):
         run_folder.train(build.run(other), where, progress=False)
+
+
+def test_several_processes_write_their_parts_to_gs_and_pass_over_a_checkpoint_that_lacks_one(
+    store, data, first, tmp_path, monkeypatch
+):
+    url = f"{store.url}/runs/two"
+    if store.scheme == "s3":
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(ValueError, match="several processes write their checkpoints to gs:// or to a folder"):
+            run_copy.opened(url)
+        return
+    plain = diffusion(first, data.latents, STEPS) | {"optimizer": {"name": "sgd", "rate": 0.01}}
+    alone = run_folder.train(build.run(plain), tmp_path / "alone", progress=False)
+    split = plain | {"mesh": {"data": 2, "fsdp": 4, "rules": "fsdp"}}
+    together(tmp_path, url, split | {"steps": 2})
+    parts = [name for name in Store(url).list() if name.startswith("checkpoints/2/") and "process_1/" in name]
+    assert parts  # the second process wrote its own
+    for name in parts:
+        Store(url).remove(name)
+    said = together(tmp_path, url, split)
+    assert said.count("going on from the last good checkpoint") == 2 and f"{url}/checkpoints/1" in said
+    assert [row["step"] for row in content(url, "metrics.jsonl")] == [1, 2, 3]
+    assert [life["step"] for life in content(url, "lives.jsonl")] == [0, 1]
+    for ours, theirs in zip(jax.tree.leaves(run_folder.load(url)[1]["unet"]), jax.tree.leaves(alone.ema), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def together(where, url, config):
+    """Trains as two processes of four devices; what they said."""
+    file = where / "config.json"
+    file.write_text(json.dumps(config))
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    cluster = [sys.executable, "-m", "launch.local_cluster", "--processes=2", "--devices=4", "--"]
+    command = [*cluster, sys.executable, __file__, str(file), url]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
+
+
+def work(config, url):
+    """What each of the two does."""
+    captions.ENCODERS["minilm"] = tiny.FakeCaptions
+    rules.SMALL = 2**8  # so that networks as small as these are split, too
+    with joining.joined(timeout=60):
+        run_folder.train(build.run(config), url, progress=False)
 
 
 def test_what_changes_is_sent_by_and_by(store, machine, monkeypatch, caplog):
@@ -274,3 +325,7 @@ def test_results_are_written_to_this_machine():
     assert entry.on_this_machine("out") == "out"
     with pytest.raises(SystemExit, match="gs://bucket/out: results are written to this machine; give a path as --out"):
         entry.on_this_machine("gs://bucket/out")
+
+
+if __name__ == "__main__":
+    work(json.loads(Path(sys.argv[1]).read_text()), sys.argv[2])

@@ -4,13 +4,22 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from lcm_jax.parallel.mesh import arrange, make_mesh
+from lcm_jax.parallel.mesh import arrange, make_mesh, most_within_a_slice
 
 
 def test_the_rest_of_the_devices_go_to_the_axis_left_open():
     mesh = make_mesh(data=-1, fsdp=2)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+@pytest.mark.parametrize("most, tensor, fsdp", [(64, 1, 8), (4, 1, 4), (3, 1, 2), (8, 2, 4)])
+def test_weights_are_split_over_so_many_devices_at_most(most, tensor, fsdp):
+    mesh = make_mesh(data=-1, fsdp=-1, tensor=tensor, fsdp_most=most)
+    assert dict(mesh.shape) == {"data": 8 // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
+    assert make_mesh(data=-1, fsdp=1, fsdp_most=most).shape["fsdp"] == 1  # a size that is given stays
+    with pytest.raises(ValueError, match="config.mesh.fsdp_most must be at least 1"):
+        make_mesh(data=-1, fsdp=-1, fsdp_most=0)
 
 
 def test_a_mesh_over_one_device():
@@ -50,6 +59,11 @@ def test_the_data_axis_alone_crosses_slices():
     assert found.shape == (4, 2, 1)
     assert [[chip.slice_index for chip in row.flat] for row in found] == [[0, 0], [0, 0], [1, 1], [1, 1]]
     assert len({chip.id for chip in found.flat}) == 8
+
+
+def test_no_weight_is_split_across_slices():
+    assert [most_within_a_slice(slices(2), most, 1, None) for most in (64, 4, 2)] == [4, 4, 2]
+    assert most_within_a_slice(slices(1, 8), 64, 2, 2) == 2
 
 
 def test_processes_are_slices_where_the_config_says_so():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from lcm_jax.models import presets
@@ -16,7 +17,7 @@ from lcm_jax.models.lora import LoraConfig
 from lcm_jax.models.lora import init as lora_init
 from lcm_jax.models.unet import unet
 from lcm_jax.parallel import rules as module
-from lcm_jax.parallel.mesh import make_mesh
+from lcm_jax.parallel.mesh import AXES, make_mesh
 from lcm_jax.parallel.rules import RULES, by_tree, infer, left_whole, path_of, with_shardings
 from lcm_jax.train.optimizer import optimizer
 from lcm_jax.train.state import State
@@ -125,6 +126,19 @@ def test_every_parameter_of_every_preset_is_split_evenly_or_whole_for_a_reason(n
             shard = sharding.shard_shape(leaf.shape)  # raises where a dim does not divide
             if rules != "replicate" and leaf.size >= module.LARGE:
                 assert shard != leaf.shape, (path_of(path), leaf.shape)
+
+
+@pytest.mark.parametrize("devices", [16, 64])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith(("unet sd", "text"))])
+def test_nothing_large_of_stable_diffusion_is_whole_on_a_pod(name, devices):
+    mesh = AbstractMesh((1, devices, 1), AXES)
+    assert left_whole(tree_of(name), "fsdp", mesh) == {}
+
+
+def test_over_256_devices_some_convolutions_would_be_whole():
+    """Why the presets split over 64 at most."""
+    whole = left_whole(tree_of("unet sd15"), "fsdp", AbstractMesh((1, 256, 1), AXES))
+    assert whole and all(path.endswith("/kernel") for path in whole)
 
 
 def test_modules_that_narrow_are_found_in_the_networks_by_their_names():

@@ -1,8 +1,10 @@
 """A run watched from within."""
 
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,14 +17,17 @@ from lcm_jax.train.loop import run
 from lcm_jax.train.metrics import MetricsWriter, read
 from lcm_jax.train.state import State
 
+ROOT = Path(__file__).parents[2]
 HANGING = """
+import os
 import time
 import numpy as np
 from lcm_jax.train.loop import run
 from lcm_jax.train.state import State
 
 def step(state, frozen, batch, key):
-    time.sleep(0 if state.step < 3 else 60)  # the fourth never ends
+    late = 0.1 * int(os.environ.get("JAX_PROCESS_ID", 0))  # the clock of a second process was set a little later
+    time.sleep(late if state.step < 3 else 60)  # the fourth never ends
     return State(state.step + 1, None, None, None, None), {}
 
 class Ones:
@@ -57,8 +62,18 @@ def go(steps, **settings):
 
 def test_a_step_that_hangs_ends_the_process_with_its_stacks():
     done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
+    assert done.returncode == -signal.SIGALRM
     assert "Timeout" in done.stderr and "in step" in done.stderr and "loop.py" in done.stderr
+
+
+def test_every_process_tells_its_stacks_before_the_first_is_gone(tmp_path):
+    """The launcher ends the others three seconds after the first."""
+    cluster = [sys.executable, "-m", "launch.local_cluster", "--processes=2", "--", sys.executable, "-c", HANGING]
+    done = subprocess.run(cluster, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 128 + signal.SIGALRM
+    for process in (0, 1):
+        said = [line for line in done.stderr.splitlines() if line.startswith(f"[{process}]")]
+        assert any("Timeout" in line for line in said) and any("in step" in line for line in said)
 
 
 def test_the_time_is_split_and_hooks_count_apart(tmp_path):
