@@ -48,7 +48,8 @@ def joined(
     try:
         yield
     except BaseException:
-        atexit.register(leave)  # runs before jax's own, which would wait minutes for the others
+        # Before jax's own, which would wait minutes for the others, and before threads are joined that wait for them.
+        getattr(threading, "_register_atexit", atexit.register)(leave)
         raise
 
 

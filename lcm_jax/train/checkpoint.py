@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -34,10 +36,36 @@ class _Unreadable(CheckpointError):
 
 # What all devices hold is written in parts, one by each process; of a small tensor cutting costs more than it saves.
 SHARED = 2**20  # bytes of a part at least
-ARRAYS = ocp.type_handlers.create_type_handler_registry(
-    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED)),
-    (np.ndarray, ocp.type_handlers.NumpyHandler()),  # where no device is named that it should be restored to
-)
+POLL = 0.1  # seconds between two looks whether writing has failed
+
+
+class _Arrays(ocp.type_handlers.ArrayHandler):
+    """Orbax's own, which also notes in `failed` what a process could not write: orbax says so once all have met."""
+
+    def __init__(self, failed: list[BaseException]):
+        super().__init__(min_slice_bytes_for_replica_parallel=SHARED)
+        self._failed = failed
+
+    async def serialize(self, *given: Any, **more: Any) -> Any:
+        return [_Noted(future, self._failed) for future in await super().serialize(*given, **more)]
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A future whose failure is noted."""
+
+    future: Any
+    failed: list[BaseException]
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self.future.result(timeout)
+        except BaseException as error:
+            self.failed.append(error)
+            raise
+
+    def cancel(self) -> bool | None:
+        return self.future.cancel()
 
 
 class Restored(NamedTuple):
@@ -97,11 +125,16 @@ class Checkpointer:
                     keep_checkpoints_without_metrics=False,
                 )
             )
+        self._failed: list[BaseException] = []
+        arrays = ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, _Arrays(self._failed)),
+            (np.ndarray, ocp.type_handlers.NumpyHandler()),  # where no device is named that it should be restored to
+        )
         self._manager = ocp.CheckpointManager(
             self.folder,
             handler_registry=ocp.handlers.create_default_handler_registry(
                 # Weights compress by 7 %, in which writing takes half as long again.
-                state=ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS, use_compression=False),
+                state=ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, use_compression=False),
                 about=ocp.JsonCheckpointHandler(),
             ),
             options=ocp.CheckpointManagerOptions(
@@ -148,7 +181,7 @@ class Checkpointer:
             tracked = {self.best_metric: float(metrics[self.best_metric])}
         with self._told(step):
             self._set_unreadable_aside()
-            self._manager.wait_until_finished()
+            self._finish(self._manager.wait_until_finished)
             self._check_space(leaves)
             self._saving = step
             self._manager.save(
@@ -161,17 +194,42 @@ class Checkpointer:
     def check(self) -> None:
         """Raise CheckpointError if a save in the background has failed; does not wait."""
         with self._told(None):
+            self._check_alone()
             self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Wait until what was saved is on disk. Raises CheckpointError if it could not be written."""
         with self._told(None):
-            self._manager.wait_until_finished()
+            self._finish(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Wait and release the threads."""
         with self._told(None):
-            self._manager.close()
+            self._finish(self._manager.close)
+
+    def _check_alone(self) -> None:
+        # Of several processes the one that cannot write waits in orbax for the others, and they for it: it must not.
+        if self._failed and jax.process_count() > 1:
+            raise self._failed[0]
+
+    def _finish(self, wait: Callable[[], None]) -> None:
+        if jax.process_count() == 1:
+            return wait()
+        found: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                wait()
+            except BaseException as error:
+                found.append(error)
+
+        waiting = threading.Thread(target=work, name="checkpoint wait", daemon=True)
+        waiting.start()
+        while waiting.is_alive():
+            waiting.join(POLL)
+            self._check_alone()
+        if found:
+            raise found[0]
 
     def restore(self, abstract: Any, step: int | None = None) -> Restored | None:
         """The newest readable checkpoint (or that of `step`) on the tree `abstract` of ShapeDtypeStruct.

@@ -1,5 +1,6 @@
 """One run as two real processes, joined by Gloo: the same numbers, one stop, one checkpoint, any count goes on."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 
@@ -84,6 +86,26 @@ def work(root: Path) -> None:
         if on_all(True) and second:
             raise RuntimeError("the second process alone fails")
         on_all(True)  # the first waits for what never comes
+
+
+def unwritable(root: Path) -> None:
+    """A run of which the second process cannot write its part of the first checkpoint."""
+    captions.ENCODERS["minilm"] = tiny.FakeCaptions
+    rules.SMALL = SMALL
+    joining.FAREWELL = 1
+    if os.environ["JAX_PROCESS_ID"] == "1":
+
+        def full(timeout=None):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        async def serialize(*_, **__):
+            return [SimpleNamespace(result=full, cancel=lambda: None)]
+
+        ocp.type_handlers.ArrayHandler.serialize = serialize
+    config = json.loads((root / "lcd.json").read_text())
+    often = {"loop": {"log_steps": 1, "checkpoint_steps": 2}, "mesh": {"rules": "fsdp", "fsdp": 8, "data": 1}}
+    with joining.joined(timeout=60):
+        run_folder.train(build.run({**config, **often}), root / "unwritable", progress=False)
 
 
 def meshes():
@@ -246,5 +268,15 @@ def test_optimal_transport_couples_the_batch_of_both(two):
     assert two.said[0]["gain"] > 0.05
 
 
+def test_where_one_process_cannot_write_its_part_all_end_soon(two):
+    """In orbax each would wait ten minutes for the other."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = [sys.executable, *CLUSTER, "--devices", "4", "--", sys.executable, __file__, str(two.root), "unwritable"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "[1] lcm_jax.train.checkpoint.CheckpointError: a checkpoint could not be written to" in done.stderr
+    assert "No space left on device" in done.stderr and steps(two.root / "unwritable") == []
+
+
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    {"unwritable": unwritable}.get(sys.argv[-1], work)(Path(sys.argv[1]))

@@ -124,7 +124,7 @@ def test_several_processes_write_their_parts_to_gs_and_pass_over_a_checkpoint_th
         return
     plain = diffusion(first, data.latents, STEPS) | {"optimizer": {"name": "sgd", "rate": 0.01}}
     alone = run_folder.train(build.run(plain), tmp_path / "alone", progress=False)
-    split = plain | {"mesh": {"data": 2, "fsdp": 4, "rules": "fsdp"}}
+    split = plain | {"mesh": {"data": 1, "fsdp": 8, "rules": "fsdp"}}
     together(tmp_path, url, split | {"steps": 2})
     parts = [name for name in Store(url).list() if name.startswith("checkpoints/2/") and "process_1/" in name]
     assert parts  # the second process wrote its own

@@ -1,5 +1,6 @@
 """A run watched from within."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,7 +35,11 @@ class Ones:
     def __next__(self):
         return {"x": np.ones(2)}
 
-run(step, State(0, None, None, None, None), None, Ones(), None, 9, place_batch=dict, hang_seconds=1.0)
+if folder := os.environ.get("MEET"):  # as the first collective of a run would, all begin together
+    open(f"{folder}/{os.environ['JAX_PROCESS_ID']}", "w").close()
+    while len(os.listdir(folder)) < 2:
+        time.sleep(0.01)
+run(step, State(0, None, None, None, None), None, Ones(), None, 9, place_batch=dict, hang_seconds=2.0)
 """
 
 
@@ -67,9 +72,10 @@ def test_a_step_that_hangs_ends_the_process_with_its_stacks():
 
 
 def test_every_process_tells_its_stacks_before_the_first_is_gone(tmp_path):
-    """The launcher ends the others three seconds after the first."""
+    """The launcher ends the others at once."""
     cluster = [sys.executable, "-m", "launch.local_cluster", "--processes=2", "--", sys.executable, "-c", HANGING]
-    done = subprocess.run(cluster, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    env = {**os.environ, "MEET": str(tmp_path)}
+    done = subprocess.run(cluster, capture_output=True, text=True, timeout=120, cwd=ROOT, env=env)
     assert done.returncode == 128 + signal.SIGALRM
     for process in (0, 1):
         said = [line for line in done.stderr.splitlines() if line.startswith(f"[{process}]")]
