@@ -72,10 +72,10 @@ class Forecast:
         return roofline(self.on.chip, self.plan.flops / self.on.count, self.accessed, sent)
 
     @property
-    def needed(self) -> float | None:
+    def needed(self) -> int | None:
         """Bytes a chip should have: the peak, with room for what composing misses."""
         peak = self.memory.peak
-        return peak / COMPOSED_SHARE if peak is not None and self.memory.method == "composed" else peak
+        return math.ceil(peak / COMPOSED_SHARE) if peak is not None and self.memory.method == "composed" else peak
 
     @property
     def fits(self) -> bool | None:

@@ -365,6 +365,7 @@ class Checkpointer:
             for step in self._unreadable:
                 os.replace(f"{self.folder}/{step}", free_name(f"{self.folder}/{step}.unreadable"))
         self._unreadable = []
+        on_all(True)  # who looked before they were gone would refuse to write their steps again
         self._manager.reload()
 
     def _check_space(self, leaves: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,10 @@ def work(root: Path) -> None:
         except NonFiniteLoss as error:
             found |= {"poisoned": str(error), "bad": bad.index}
 
-        again = replace(run, loader=build.run(run.config).loader, config={**run.config, "steps": WHOLE})
+        rename = os.replace
+        os.replace = lambda a, b: (time.sleep(1) if str(b).endswith(".unreadable") else None, rename(a, b))[1]
+        often = {"steps": WHOLE, "loop": {**run.config["loop"], "checkpoint_steps": 1}}
+        again = replace(run, loader=build.run(run.config).loader, config={**run.config, **often})
         state = run_folder.train(again, root / "resumed", progress=False)
         leaves = jax.tree.leaves(state.params)
         found |= {"split": sum(not leaf.is_fully_replicated for leaf in leaves), "leaves": len(leaves)}
