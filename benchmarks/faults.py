@@ -99,7 +99,7 @@ def main() -> None:
     run = work / "broken"
     for fault in faults(args.kills, args.terms, args.checkpoint_steps, random.Random(args.seed)):
         if fault.kind in ("cut", "flipped"):
-            damages.append(damage(run, fault.kind))
+            damages.append({**damage(run, fault.kind), "met_by": len(lives)})
             continue
         if fault.kind in ("removed", "shortened"):
             found, life = missing(file, run, data, fault.kind, start)
@@ -120,11 +120,11 @@ def main() -> None:
     while not lives[-1].code == 0 or lives[-1].hit:
         lives.append(live(file, run, Fault("none"), start))
     compared = compare(work / "whole", run)
-    passed_over = {found["went_on_from"] for found in damages if found["kind"] in ("cut", "flipped")}
+    met = {found["met_by"] for found in damages if "met_by" in found}  # these lives went on from the one before
     sound = {
         "equal": all(part["different_bytes"] == 0 for part in compared["state"].values()) and compared["metrics"],
         "nothing_lost": all(
-            b.went_on_from in (None, a.kept, *passed_over) for a, b in zip(lives, lives[1:], strict=False)
+            lives[i].went_on_from in (None, lives[i - 1].kept) for i in range(1, len(lives)) if i not in met
         ),
         "signals_kept_their_step": all(x.kept == x.last_step for x in lives if x.fault.kind == "SIGTERM" and x.hit),
         "damage_was_told": all(map(told, damages)),
@@ -193,7 +193,8 @@ def live(
             time.sleep(POLL)
             watch.look()
             if meanwhile is not None and watch.steps:
-                meanwhile, _ = None, meanwhile()
+                meanwhile()
+                meanwhile = None
         if process.poll() is None and fault.kind.startswith("SIG"):
             time.sleep(fault.share * 0.3 if fault.moment in ("stepping", "writing") else 0)
             watch.look()

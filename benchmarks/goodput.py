@@ -26,7 +26,7 @@ from lcm_jax.train import metrics
 ROOT = Path(__file__).parents[1]
 POLL = 0.2  # seconds between two looks
 ENDLESS = 10**6  # steps: the clock ends the run
-NEAR = 0.02
+NEAR = 0.02  # of the wall time
 SETTLE = 120.0  # seconds of the first life in which the pace is taken, before anything is killed
 
 

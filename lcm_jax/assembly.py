@@ -26,7 +26,6 @@ from lcm_jax.weights.bijection import flatten
 
 log = logging.getLogger(__name__)
 FIRST_WEIGHTS = 0x1417  # folded into the run's key for initialisation, apart from every step's fold
-WHOLE_SHOWN = 4  # tensors a warning names
 LATENTS = ("mean", "std")  # entries of a batch, as are the names of a condition
 
 
@@ -162,12 +161,10 @@ def warn_of_whole(trees: Sequence[Any], rule_set: Mapping[str, str], mesh: Mesh)
     """Says which large tensors every device holds whole though the rules mean to split them."""
     whole = {path: size for tree in trees for path, size in rules.left_whole(tree, rule_set, mesh).items()}
     if whole:
-        listed = ", ".join(f"{path} ({size / 2**20:.0f} MiB)" for path, size in list(whole.items())[:WHOLE_SHOWN])
-        more = f" and {len(whole) - WHOLE_SHOWN} more" if len(whole) > WHOLE_SHOWN else ""
         sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         log.warning(
-            "config.mesh.rules leave %.2f GiB whole on each of %d devices: no dim divides over the axes (%s): %s%s",
-            sum(whole.values()) / 2**30, mesh.size, sizes, listed, more,
+            "config.mesh.rules leave %.2f GiB whole on each of %d devices: no dim divides over the axes (%s): %s",
+            sum(whole.values()) / 2**30, mesh.size, sizes, ", ".join(rules.named_whole(whole)),
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from lcm_jax.parallel.agreement import on_all
 
 TIMEOUT = 300  # seconds for all processes to join: pods do not start at once
 FAREWELL = 10  # seconds that a process which failed waits for the others to fail as well
-COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")  # Slurm's last
+COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 INDICES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # jax reads these
 
@@ -55,7 +55,7 @@ def joined(
 
 def in_cluster(env: Mapping[str, str]) -> bool:
     """Whether the environment is that of one process among several, where jax finds the others by itself."""
-    slurm = all(name in env for name in SLURM) and int(env["SLURM_NTASKS"]) > 1
+    slurm = slurm_task(env) and int(env["SLURM_NTASKS"]) > 1
     mpi = "OMPI_MCA_orte_hnp_uri" in env and int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
     slices = int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1
@@ -64,8 +64,13 @@ def in_cluster(env: Mapping[str, str]) -> bool:
 
 def told_count(env: Mapping[str, str]) -> int:
     """As one of how many processes a launcher has started this one; of Cloud TPU only the machine knows."""
-    names = COUNTS if all(name in env for name in SLURM) else COUNTS[:-1]  # a Slurm job's own script is no task
-    return next((int(env[name]) for name in names if env.get(name, "").isdigit()), 1)
+    told = [name for name in COUNTS if name not in SLURM or slurm_task(env)]
+    return next((int(env[name]) for name in told if env.get(name, "").isdigit()), 1)
+
+
+def slurm_task(env: Mapping[str, str]) -> bool:
+    """Whether this is a task that srun started, and not a Slurm job's own script."""
+    return all(name in env for name in SLURM)
 
 
 def on_tpu_machine(env: Mapping[str, str]) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lcm_jax import plan_composed, plan_memory, planning, sections
 from lcm_jax.machine import machine
+from lcm_jax.parallel import rules
 from lcm_jax.parallel.chips import Topology, compiles_for_tpu, topology
 from lcm_jax.parallel.collectives import Traffic
 from lcm_jax.plan_memory import Memory
@@ -22,7 +23,6 @@ QUICK = 3e8  # trained parameters up to which a step is compiled unasked: minute
 KEPT_BACK = 0.02  # of a chip's memory, by its runtime (v5e: 0.25 of 16 GiB)
 COMPOSED_SHARE = 0.75  # of the peak of whole passes, found of SD 1.5 (benchmarks.topologies)
 NODE = 8  # GPUs that NVLink joins
-WHOLE_SHOWN = 4  # tensors that are named
 GPU_SHARE = 0.75  # of a GPU's memory that jax takes by itself
 GIB = 2**30
 
@@ -121,8 +121,7 @@ class Forecast:
         if whole := plan.left_whole:
             size = sum(whole.values()) / GIB
             lines += [f"  of which {size:.3f} GiB are {len(whole)} large tensors left whole: no dim of theirs divides"]
-            lines += [f"    {path} ({size / 2**20:.0f} MiB)" for path, size in list(whole.items())[:WHOLE_SHOWN]]
-            lines += [f"    and {len(whole) - WHOLE_SHOWN} more"] if len(whole) > WHOLE_SHOWN else []
+            lines += [f"    {named}" for named in rules.named_whole(whole)]
         lines += ["", f"memory, {self.said()}"]
         lines += [f"  {name:<18}{size / GIB:>10.3f} GiB beside it" for name, size in self.memory.extra.items()]
         if self.memory.peak is not None:

@@ -31,7 +31,7 @@ PURE_LIBRARIES = {"jax", "numpy", "jaxtyping"}
 DOORS = {  # library: the only places it may be imported, of lcm_jax unless launch or configs
     "flax": ["models"],
     "optax": ["train.optimizer", "train.step", "diffusion.coupling"],
-    "orbax": ["train.checkpoint"],
+    "orbax": ["train.checkpoint", "train.writing"],
     "ml_collections": ["build", "sections", "configs", "launch"],
     "absl": ["launch"],
     "safetensors": ["weights"],

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+WHOLE_NAMED = 4  # tensors that `named_whole` names
 AnyMesh = Mesh | AbstractMesh  # where a tensor would lie can be asked of devices that are not there
 Axes = str | tuple[str, ...]
 Split = tuple[int | None, Axes]  # a dim, None: the largest one, and the mesh axes it is split over
@@ -153,3 +154,9 @@ def left_whole(abstract_tree: Any, rules: str | Mapping[str, str], mesh: AnyMesh
         if name != "replicate" and size >= LARGE and sharding.is_fully_replicated and mesh.size > 1:
             found[path] = size * leaf.dtype.itemsize
     return found
+
+
+def named_whole(whole: Mapping[str, int]) -> list[str]:
+    """What a message says of `left_whole`'s: the first few with their sizes, and how many more there are."""
+    named = [f"{path} ({size / 2**20:.0f} MiB)" for path, size in list(whole.items())[:WHOLE_NAMED]]
+    return [*named, f"{len(whole) - len(named)} more"] if len(whole) > len(named) else named

@@ -4,22 +4,20 @@ import json
 import logging
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lcm_jax.parallel.agreement import on_all
 from lcm_jax.train import hashes
+from lcm_jax.train.writing import Writing
 
 log = logging.getLogger(__name__)
 UNFINISHED = "orbax-checkpoint-tmp"  # in the names of folders that orbax has not committed
@@ -32,40 +30,6 @@ class CheckpointError(RuntimeError):
 
 class _Unreadable(CheckpointError):
     pass
-
-
-# What all devices hold is written in parts, one by each process; of a small tensor cutting costs more than it saves.
-SHARED = 2**20  # bytes of a part at least
-POLL = 0.1  # seconds between two looks whether writing has failed
-
-
-class _Arrays(ocp.type_handlers.ArrayHandler):
-    """Orbax's own, which also notes in `failed` what a process could not write: orbax says so once all have met."""
-
-    def __init__(self, failed: list[BaseException]):
-        super().__init__(min_slice_bytes_for_replica_parallel=SHARED)
-        self._failed = failed
-
-    async def serialize(self, *given: Any, **more: Any) -> Any:
-        return [_Noted(future, self._failed) for future in await super().serialize(*given, **more)]
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """A future whose failure is noted."""
-
-    future: Any
-    failed: list[BaseException]
-
-    def result(self, timeout: float | None = None) -> Any:
-        try:
-            return self.future.result(timeout)
-        except BaseException as error:
-            self.failed.append(error)
-            raise
-
-    def cancel(self) -> bool | None:
-        return self.future.cancel()
 
 
 class Restored(NamedTuple):
@@ -125,17 +89,11 @@ class Checkpointer:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._failed: list[BaseException] = []
-        arrays = ocp.type_handlers.create_type_handler_registry(
-            (jax.Array, _Arrays(self._failed)),
-            (np.ndarray, ocp.type_handlers.NumpyHandler()),  # where no device is named that it should be restored to
-        )
+        self._writing = Writing()
         self._manager = ocp.CheckpointManager(
             self.folder,
             handler_registry=ocp.handlers.create_default_handler_registry(
-                # Weights compress by 7 %, in which writing takes half as long again.
-                state=ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, use_compression=False),
-                about=ocp.JsonCheckpointHandler(),
+                state=self._writing.handler, about=ocp.JsonCheckpointHandler()
             ),
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
@@ -181,7 +139,7 @@ class Checkpointer:
             tracked = {self.best_metric: float(metrics[self.best_metric])}
         with self._told(step):
             self._set_unreadable_aside()
-            self._finish(self._manager.wait_until_finished)
+            self._writing.finish(self._manager.wait_until_finished)
             self._check_space(leaves)
             self._saving = step
             self._manager.save(
@@ -194,42 +152,18 @@ class Checkpointer:
     def check(self) -> None:
         """Raise CheckpointError if a save in the background has failed; does not wait."""
         with self._told(None):
-            self._check_alone()
+            self._writing.check()
             self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Wait until what was saved is on disk. Raises CheckpointError if it could not be written."""
         with self._told(None):
-            self._finish(self._manager.wait_until_finished)
+            self._writing.finish(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Wait and release the threads."""
         with self._told(None):
-            self._finish(self._manager.close)
-
-    def _check_alone(self) -> None:
-        # Of several processes the one that cannot write waits in orbax for the others, and they for it: it must not.
-        if self._failed and jax.process_count() > 1:
-            raise self._failed[0]
-
-    def _finish(self, wait: Callable[[], None]) -> None:
-        if jax.process_count() == 1:
-            return wait()
-        found: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                wait()
-            except BaseException as error:
-                found.append(error)
-
-        waiting = threading.Thread(target=work, name="checkpoint wait", daemon=True)
-        waiting.start()
-        while waiting.is_alive():
-            waiting.join(POLL)
-            self._check_alone()
-        if found:
-            raise found[0]
+            self._writing.finish(self._manager.close)
 
     def restore(self, abstract: Any, step: int | None = None) -> Restored | None:
         """The newest readable checkpoint (or that of `step`) on the tree `abstract` of ShapeDtypeStruct.

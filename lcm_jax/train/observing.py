@@ -14,7 +14,7 @@ import jax
 log = logging.getLogger(__name__)
 FOLDER = "profile"
 GIB = 1024**3
-LINGER = 0.2
+LINGER = 0.2  # of the patience, between the stacks and the end
 
 
 class Patience:
