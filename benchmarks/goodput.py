@@ -33,6 +33,7 @@ SETTLE = 120.0  # seconds of the first life in which the pace is taken, before a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/emoji_lcd.py")
+    parser.add_argument("--set", nargs="*", default=[], help="section.key=value changes of the config")
     parser.add_argument("--data", required=True, help="latent folder")
     parser.add_argument("--work", default="runs/goodput", help="a new folder")
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -48,7 +49,7 @@ def main() -> None:
     work.mkdir(parents=True)
     every = max(1, round(args.save_seconds / args.step_seconds))  # steps between checkpoints
     data = str(Path(args.data).absolute())
-    config = config_file.train(load_config(args.config), ENDLESS, data, args.batch_size, every)
+    config = config_file.train(load_config(args.config, args.set), ENDLESS, data, args.batch_size, every)
     file = config_file.write(config, work / "config.py")
     train = ["-m", "launch.train", f"--config={file}", f"--run={work / 'run'}"]
     restarts = suffer(cluster.together(args.processes, train), work, args)

@@ -9,11 +9,18 @@ from lcm_jax.machine import machine
 FOLDER = Path(__file__).parent / "results"
 
 
-def save(name: str, values: dict[str, Any]) -> Path:
-    """Writes results/NAME.json with `values` and the machine they were measured on."""
+def save(name: str, values: dict[str, Any], show: bool = True) -> Path:
+    """Writes results/NAME.json with `values` and the machine they were measured on, and prints it with `show`."""
     FOLDER.mkdir(exist_ok=True)
     text = json.dumps({"name": name, **values, "measured_on": machine()}, indent=1)
     path = FOLDER / f"{name}.json"
     path.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    if show:
+        print(text)
     return path
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What results/NAME.json says; nothing where there is none."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -2,7 +2,8 @@
 
     python -m benchmarks.topologies [--configs lcd_sd15,lcd_sdxl] [--topologies v5e:4x4]
 
-Needs libtpu (pip install -e '.[tpu]'), no TPU. Every report is launch.plan's; one that --work has is not made again.
+Needs libtpu (pip install -e '.[tpu]'), no TPU. Every report is launch.plan's; one that the results have is not made
+again, so that it may be interrupted. They take minutes each, the larger ones half an hour, on two cores.
 Of SDXL one block of each kind is compiled; how far such a report is from one whose passes are compiled whole is said
 of Stable Diffusion 1.5.
 """
@@ -11,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,23 @@ def main() -> None:
     parser.add_argument("--configs", default=",".join(SAMPLES))
     parser.add_argument("--topologies", default=",".join(CHIPS))
     parser.add_argument("--preset", default="paper")
-    parser.add_argument("--work", default="runs/topologies")
+    parser.add_argument("--again", action="store_true", help="make the reports again that the results have")
     parser.add_argument("--name", default="topologies")
     args = parser.parse_args()
-    work = Path(args.work).absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    found = {
-        f"{config} on {on}": report(config, on, args.preset, METHODS[config], work)
-        for on in args.topologies.split(",")
-        for config in args.configs.split(",")
-    }
-    checked = composition(*(report(*CHECKED, args.preset, method, work) for method in ("composed", "parts")))
-    print(table(found))
-    results.save(args.name, {"preset": args.preset, "composition": checked, "reports": found})
+    found = results.kept(args.name)
+    if found.get("preset") != args.preset:
+        found = {"preset": args.preset, "composition": None, "reports": {}}
+    wanted = [(config, on) for on in args.topologies.split(",") for config in args.configs.split(",")]
+    for config, on in wanted:
+        name = f"{config} on {on}"
+        if args.again or name not in found["reports"]:
+            found["reports"][name] = report(config, on, args.preset, METHODS[config])
+            results.save(args.name, found, show=False)
+    if CHECKED in wanted and (args.again or found["composition"] is None):
+        composed = report(*CHECKED, args.preset, "composed")
+        found["composition"] = composition(composed, found["reports"][" on ".join(CHECKED)])
+        results.save(args.name, found, show=False)
+    print(table(found["reports"]))
 
 
 def composition(composed: dict[str, Any], parts: dict[str, Any]) -> dict[str, float]:
@@ -63,16 +69,16 @@ def composition(composed: dict[str, Any], parts: dict[str, Any]) -> dict[str, fl
     }
 
 
-def report(config: str, on: str, preset: str, method: str, work: Path) -> dict[str, Any]:
+def report(config: str, on: str, preset: str, method: str) -> dict[str, Any]:
     """What launch.plan says of a config on a topology."""
-    kept = work / f"{config}-{on.replace(':', '-')}-{method}.json"
-    if not kept.exists():
-        print(f"{config} on {on}", flush=True)
-        batch = SAMPLES[config][on] * CHIPS[on]
+    batch = SAMPLES[config][on] * CHIPS[on]
+    print(f"{config} on {on}, {batch} samples a step", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "plan.json"
         flags = [f"--config=configs/{config}.py:{preset}", f"--topology={on}", f"--config.data.batch_size={batch}"]
-        call = [sys.executable, "-m", "launch.plan", *flags, f"--compile={method}", f"--json={kept}"]
+        call = [sys.executable, "-m", "launch.plan", *flags, f"--compile={method}", f"--json={said}"]
         subprocess.run(call, cwd=ROOT, check=True)
-    return json.loads(kept.read_text(encoding="utf-8"))
+        return json.loads(said.read_text(encoding="utf-8"))
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """The host's side of training: feed the step, look at its numbers a step late, save, and stop cleanly."""
 
+import gc
 import json
 import logging
 import math
@@ -228,6 +229,7 @@ def run(
                 if number == started + 1:  # holds the compilation: no part of any rate
                     jax.block_until_ready(metrics)
                     first = {"first_step/seconds": time.perf_counter() - before}
+                    gc.freeze()  # what was built to get here stays: a collection looks through what is new only
                     clock = _Clock()
                 elif len(watch.in_flight) > AHEAD:
                     with clock.on("device"):
@@ -260,6 +262,7 @@ def run(
                 name = stop.name or "a signal to another process"
                 log.warning("stopped by %s after step %d of %d", name, number, steps)
     finally:
+        gc.unfreeze()
         patience.rest()
         tracer.close()
         if checkpointer is not None:

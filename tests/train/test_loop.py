@@ -1,4 +1,5 @@
 import functools
+import gc
 import json
 import logging
 import os
@@ -145,6 +146,12 @@ def test_hooks_see_the_state_and_add_metrics(tmp_path):
     writer.close()
     assert seen == [(4, 4, True), (8, 8, True), (10, 10, True)]
     assert [x["sample/score"] for x in read(tmp_path / "metrics.jsonl") if "sample/score" in x] == [4, 8, 10]
+
+
+def test_garbage_is_not_looked_for_in_what_the_first_step_left_while_a_run_goes_on():
+    frozen = []
+    go(Numbers(), 4, sample_steps=2, hooks=(lambda *_: frozen.append(gc.get_freeze_count()),))
+    assert min(frozen) > 10_000 and gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize("stops", [(6,), (4, 5, 11)])
