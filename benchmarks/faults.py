@@ -217,7 +217,8 @@ def live(
     if watch.steps:
         life.went_on_from, life.last_step = watch.steps[0]["step"] - 1, watch.steps[-1]["step"]
     telling = ("cannot be read", "last good", "error:", "stopped by a signal")
-    life.said = " | ".join(x[:200] for x in watch.text.splitlines() if any(word in x for word in telling))[:600]
+    lines = watch.text.replace(f"{ROOT}/", "").splitlines()
+    life.said = " | ".join(x[:200] for x in lines if any(word in x for word in telling))[:600]
     return life
 
 
