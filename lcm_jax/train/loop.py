@@ -229,6 +229,7 @@ def run(
                 if number == started + 1:  # holds the compilation: no part of any rate
                     jax.block_until_ready(metrics)
                     first = {"first_step/seconds": time.perf_counter() - before}
+                    gc.collect()  # what is frozen with the rest keeps its memory, on the device, too
                     gc.freeze()  # what was built to get here stays: a collection looks through what is new only
                     clock = _Clock()
                 elif len(watch.in_flight) > AHEAD:
