@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from benchmarks import results
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="make the reports again that the results have")
     parser.add_argument("--name", default="topologies")
     args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # the compiler is launch.plan's
     found = results.kept(args.name)
     if found.get("preset") != args.preset:
         found = {"preset": args.preset, "composition": None, "reports": {}}

@@ -11,7 +11,7 @@ import jax
 
 from lcm_jax import __version__
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
 GIB = 1024**3
 
 

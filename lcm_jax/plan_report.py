@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from lcm_jax import plan_composed, plan_memory, planning, sections
-from lcm_jax.machine import machine
+from lcm_jax.machine import machine, version
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.chips import Topology, compiles_for_tpu, topology
 from lcm_jax.parallel.collectives import Traffic
@@ -196,6 +197,15 @@ def named(name: str, config: Any) -> Topology:
     return topology(name, slices) if on.chip.platform == "tpu" else on
 
 
+def other_libtpu() -> str | None:
+    """What to say where libtpu is not the one that jax asks for; None where it is, or none is there."""
+    has, asks = version("libtpu"), [r for r in metadata.requires("jax") or () if r.startswith("libtpu==")]
+    wanted = asks[0].removeprefix("libtpu==").partition(";")[0].strip() if asks else "*"
+    if has is None or f"{has}.".startswith(wanted.rstrip("*")):
+        return None
+    return f"libtpu {has} is here, jax {jax.__version__} asks for {wanted}: pip install 'libtpu=={wanted}'"
+
+
 def forecast(
     config: Any, on: Topology, method: str | None = None, cache: Path | None = None, effort: float | None = None
 ) -> Forecast:
@@ -209,6 +219,8 @@ def forecast(
     if method not in (None, "none") and not able:
         why = "install libtpu (lcm_jax[tpu])" if on.chip.platform == "tpu" else "GPUs are needed for that"
         raise ValueError(f"--compile {method}: no compiler for {on.name} is here, {why}; --compile none estimates")
+    if able and on.chip.platform == "tpu" and (wrong := other_libtpu()):
+        log.warning("%s (another may compile ten times as long)", wrong)
     devices = on.devices()
     plan = planning.plan(config, jax.devices()[: on.count] if devices is None else devices)
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state.params))

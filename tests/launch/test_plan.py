@@ -228,3 +228,12 @@ def command(*flags):
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     call = [sys.executable, "-m", "launch.plan", *flags]
     return subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("has, said", [(None, False), ("0.0.42", False), ("0.0.42.1", False), ("0.0.420", True)])
+def test_another_libtpu_than_jax_asks_for_is_told(monkeypatch, has, said):
+    monkeypatch.setattr(plan_report, "version", lambda name: has)
+    monkeypatch.setattr(plan_report.metadata, "requires", lambda name: ["numpy>=2", 'libtpu==0.0.42.*; extra == "tpu"'])
+    told = plan_report.other_libtpu()
+    assert (told is not None) == said
+    assert not said or ("libtpu 0.0.420 is here" in told and "pip install 'libtpu==0.0.42.*'" in told)
