@@ -33,7 +33,7 @@ MESHES: dict[str, tuple[int, int, dict[str, Any]]] = {  # processes, devices of 
     "2 x 4, data 2, fsdp 2, tensor 2": (2, 4, {"data": 2, "fsdp": 2, "tensor": 2, "rules": "fsdp_tensor"}),
 }
 RUNS = {  # config, changes, rate, network; slct couples over the global batch by default (transport_parts 1)
-    "lcd": ("configs/emoji_lcd.py", ["objective.skip=200"], 0.1, "unet"),
+    "lcd": ("configs/emoji_lcd.py", ["objective.skip=200"], 0.01, "unet"),
     "slct": ("configs/emoji_slct.py", [], 1e-6, "network"),
 }
 LIMIT = 1e-5
