@@ -13,6 +13,28 @@ def test_operations_of_a_product():
     assert flops(lambda a, b: a @ b, a, b) == 2 * 3 * 5 * 7
 
 
+def test_a_loop_counts_as_often_as_it_turns():
+    a, turns = jax.ShapeDtypeStruct((6, 3, 5), jnp.float32), jnp.ones((5, 7))
+
+    def nested(a):
+        inner = lambda x: jax.lax.map(lambda row: row @ turns, jnp.stack([x, x]))
+        return jax.lax.map(jax.checkpoint(inner), a)
+
+    one = 2 * 3 * 5 * 7
+    assert flops(nested, a) == pytest.approx(12 * one, rel=0.01)  # loops count their turns
+    assert flops(lambda a: jax.lax.map(lambda row: row @ turns, a), a) == pytest.approx(6 * one, rel=0.01)
+
+
+def test_attention_of_many_pixels_counts_all_of_them_on_both_ways():
+    n, d = 2048, 16
+    q = jax.ShapeDtypeStruct((1, n, d), jnp.bfloat16)
+    attend = lambda q: attention.attend(q, q, q, 2).astype(jnp.float32).sum()
+    assert n * n >= attention.TOO_MANY  # it goes in turns
+    assert flops(attend, q) == pytest.approx(2 * 2 * n * n * d, rel=0.5)  # products, and exp, sums, divisions
+    assert flops(attend, q) > 2 * 2 * n * n * d
+    assert flops(jax.grad(attend), q) > 2 * 2 * 3 * n * n * d
+
+
 def test_counting_beside_a_gpu_asks_for_no_kernel_of_the_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(Exception, match="(?i)cudnn"):  # what would be asked for while training

@@ -38,7 +38,7 @@ def _peak(jaxpr: Jaxpr, size: Callable[[Any], int], known: dict[int, int]) -> in
     ends: dict[int, list[Var]] = {}
     for i, eqn in enumerate(jaxpr.eqns):
         made = {v: size(v.aval) for v in eqn.outvars if v not in root}
-        inner = max((_peak(sub, size, known) for sub in _inside(eqn.params)), default=0)
+        inner = max((_peak(sub, size, known) for sub in inside(eqn.params)), default=0)
         outputs = sum(made.values())
         # A loop stacks its results beside what one turn of it needs; others' results are made inside.
         most = max(most, alive + (outputs + inner if eqn.primitive.name == "scan" else max(outputs, inner)))
@@ -52,7 +52,8 @@ def _peak(jaxpr: Jaxpr, size: Callable[[Any], int], known: dict[int, int]) -> in
     return most
 
 
-def _inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The functions within an equation of these parameters."""
     for value in params.values():
         for each in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(each, ClosedJaxpr):
