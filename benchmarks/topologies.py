@@ -3,7 +3,7 @@
     python -m benchmarks.topologies [--configs lcd_sd15,lcd_sdxl] [--topologies v5e:4x4]
 
 Needs libtpu (pip install -e '.[tpu]'), no TPU. Every report is launch.plan's; one that the results have is not made
-again, so that it may be interrupted. They take minutes each, the larger ones half an hour, on two cores.
+again, so that it may be interrupted. On two cores they take 4 to 11 minutes each, SDXL's up to 32.
 Of SDXL one block of each kind is compiled; how far such a report is from one whose passes are compiled whole is said
 of Stable Diffusion 1.5.
 """

@@ -22,7 +22,7 @@ from lcm_jax.planning import Plan
 log = logging.getLogger(__name__)
 QUICK = 3e8  # trained parameters up to which a step is compiled unasked: minutes, and a few GiB of the host's memory
 KEPT_BACK = 0.02  # of a chip's memory, by its runtime (v5e: 0.25 of 16 GiB)
-COMPOSED_SHARE = 0.75  # of the peak of whole passes, found of SD 1.5 (benchmarks.topologies)
+COMPOSED_SHARE = 0.75  # of the peak of whole passes: of SD 1.5 0.80 was found (benchmarks.topologies)
 NODE = 8  # GPUs that NVLink joins
 GPU_SHARE = 0.75  # of a GPU's memory that jax takes by itself
 GIB = 2**30
