@@ -195,6 +195,7 @@ def test_the_traffic_of_parts_counts_every_run():
 @pytest.mark.skipif(not compiles_for_tpu(), reason="libtpu, the compiler of TPUs, is not installed")
 def test_a_step_is_compiled_for_tpus_where_there_are_none(config, monkeypatch):
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     cfg = config(mesh={"data": 1, "fsdp": -1, "rules": "fsdp"})
     found = plan_report.forecast(cfg, topology("v5e:2x2"), "whole")
     assert found.plan.mesh.devices.flat[0].platform == "tpu" and found.on.count == 4
