@@ -110,7 +110,7 @@ def test_without_the_hubs_package_a_folder_is_asked_for(monkeypatch):
 
 
 def test_what_can_be_no_name_is_never_asked_of_the_hub(tmp_path, hub):
-    for path in (tmp_path / "nowhere", "./models/mine/deep", "../x"):
+    for path in (tmp_path / "nowhere", "./models/mine/deep", "../no/such/folder"):
         with pytest.raises(FileNotFoundError, match="no folder"):
             resolve(path)
     (tmp_path / "model.safetensors").touch()
