@@ -35,8 +35,8 @@ flags.mark_flag_as_required("topology")
 def main() -> None:
     if not entry.accelerated():  # there is no TPU to be asked what it is; any answer keeps libtpu from complaining
         told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
-        shared = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # the lock is for those who would use a TPU
-        os.environ |= {**told, **shared, **os.environ}
+        told["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # its lock is for those who would use a TPU
+        os.environ |= {**told, **os.environ}
     from lcm_jax import plan_report
 
     on = plan_report.named(TOPOLOGY.value, CONFIG.value)

@@ -39,6 +39,7 @@ def _again(jaxpr: Jaxpr, known: dict[str, float]) -> float:
 
 
 def _once(body: ClosedJaxpr, known: dict[str, float]) -> float:
+    """Operations of one turn; like loops, of which a network has many, are counted once."""
     name = str(body.jaxpr)
     if name not in known:
         arguments = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]

@@ -14,15 +14,15 @@ def test_operations_of_a_product():
 
 
 def test_a_loop_counts_as_often_as_it_turns():
-    a, turns = jax.ShapeDtypeStruct((6, 3, 5), jnp.float32), jnp.ones((5, 7))
+    a, b = jax.ShapeDtypeStruct((6, 3, 5), jnp.float32), jnp.ones((5, 7))
 
     def nested(a):
-        inner = lambda x: jax.lax.map(lambda row: row @ turns, jnp.stack([x, x]))
+        inner = lambda x: jax.lax.map(lambda row: row @ b, jnp.stack([x, x]))
         return jax.lax.map(jax.checkpoint(inner), a)
 
     one = 2 * 3 * 5 * 7
-    assert flops(nested, a) == pytest.approx(12 * one, rel=0.01)  # loops count their turns
-    assert flops(lambda a: jax.lax.map(lambda row: row @ turns, a), a) == pytest.approx(6 * one, rel=0.01)
+    assert flops(nested, a) == pytest.approx(12 * one, rel=0.01)  # and the loops' counters
+    assert flops(lambda a: jax.lax.map(lambda row: row @ b, a), a) == pytest.approx(6 * one, rel=0.01)
 
 
 def test_attention_of_many_pixels_counts_all_of_them_on_both_ways():
