@@ -1,8 +1,9 @@
-"""What latent consistency fine-tuning buys on a subset with its own look, without a teacher (LCM sec. 4.4).
+"""What latent consistency fine-tuning buys on pictures with their own look, without a teacher (LCM sec. 4.4).
 
-    python -m benchmarks.finetune --start exported/emoji_lcm --data data/emoji --tag flag --w 1 --out runs/finetune
+    python -m launch.encode --reader twemoji --options "background=#1d2b53" --model emoji-teacher --out data/emoji_night
+    python -m benchmarks.finetune --start runs/quickstart/exported --data data/emoji_night --out runs/finetune
 
-Scores the model before and after on captions of the subset: those it was fine-tuned on, and the held-out tenth.
+Scores the model before and after on captions of that set: those it was fine-tuned on, and the held-out tenth.
 The gain is the share of the excess over the real-against-real floor that fine-tuning takes away, with an interval
 from resampling base emoji. On held-out captions, copying shows as a nearest training image.
 """
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
-from configs import emoji_flags_lcf
+from configs import emoji_night_lcf
 from lcm_jax import build, run_folder
 from lcm_jax.assess import evaluation, evaluation_set, feature_networks
 from lcm_jax.assess.evaluation_plan import Plan
@@ -30,15 +31,16 @@ SHOWN = 8  # captions in the picture
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", required=True, help="exported consistency model")
-    parser.add_argument("--data", default="data/emoji")
-    parser.add_argument("--tag", default="flag")
+    parser.add_argument("--data", default="data/emoji_night")
+    parser.add_argument("--tag", help="only the examples that carry it, such as flag")
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--w", type=float, default=1.0)
+    parser.add_argument("--limit", type=int, help="images a split")
     parser.add_argument("--out", default="runs/finetune")
     args = parser.parse_args()
 
-    config = emoji_flags_lcf.get_config()
+    config = emoji_night_lcf.get_config()
     config.steps = args.updates
     config.data.update(folder=args.data, tag=args.tag)
     config.model.start = args.start
@@ -51,7 +53,7 @@ def main() -> None:
     net = feature_networks.feature_network("mobilenetv2")
     values = {"protocol": vars(args), "splits": {}}
     for split in SPLITS:
-        plan = Plan(steps=(args.steps,), w=(args.w,), seeds=(0, 1, 2), splits=(split,))
+        plan = Plan(steps=(args.steps,), w=(args.w,), seeds=(0, 1, 2), splits=(split,), limit=args.limit)
         scored = {
             name: evaluation.evaluate(pipe, None, found, uncond, net, plan, out / split / name)
             for name, pipe in (("before", before), ("after", after))

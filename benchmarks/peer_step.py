@@ -16,6 +16,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -52,13 +53,13 @@ def main() -> None:
     given = {k: getattr(args, k) for k in ("batch", "size", "device", "dtype") if getattr(args, k) is not None}
     case = dataclasses.replace(PRESETS[args.preset], threads=cores(), **given)
     set_environment(case)
-    measured = {task.lower(): measure(task, case, args.rounds, args.variants) for task in args.tasks}
-    ceilings = measure_ceilings(case)
     found = {"preset": args.preset, "case": dataclasses.asdict(case), "rounds": args.rounds, "note": args.note}
-    versions = {name: metadata.version(name) for name in ("torch", "diffusers")}
-    results.save(args.name, {**found, **measured, "gflops_ceilings": ceilings, "versions_of_peer": versions})
-    for task, values in measured.items():
-        print_table(task, values, ceilings)
+    found["versions_of_peer"] = {name: metadata.version(name) for name in ("torch", "diffusers")}
+    found["gflops_ceilings"] = measure_ceilings(case)
+    for task in args.tasks:
+        found[task.lower()] = measure(task, case, args.rounds, args.variants)
+        results.save(args.name, found)  # the next one may compile for longer than the machine is there
+        print_table(task, found[task.lower()], found["gflops_ceilings"])
 
 
 def measure(task: str, case: Case, rounds: int, variants: list[str]) -> dict:
@@ -81,9 +82,15 @@ def build(task: str, case: Case, sides: dict[str, Side], folder: Path) -> None:
     """Every side's networks, with the same weights, written to `folder`, and its compiled functions."""
     sides[OURS].call("write_weights", case, folder)
     print(f"{task}: building {', '.join(sides)}", flush=True)
+
+    def make(name: str) -> None:
+        begun = time.perf_counter()
+        sides[name].make(task, case, *([] if name == OURS else [folder, name]))
+        print(f"{task}: {name} built in {time.perf_counter() - begun:.0f} s", flush=True)
+
     # Beside a GPU are cores enough to compile all at once.
     with ThreadPoolExecutor(len(sides) if case.device == "cuda" else 1) as pool:
-        list(pool.map(lambda name: sides[name].make(task, case, *([] if name == OURS else [folder, name])), sides))
+        list(pool.map(make, sides))
 
 
 def compare(task: str, case: Case, sides: dict[str, Side], rounds: int) -> dict:

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.seed = 0
     c.steps = 3000
     c.data = dict(folder=("data/emoji", "data/emoji_short"), split="train", batch_size=32)
-    c.model = dict(teacher="emoji-teacher", w_width=256)
+    c.model = dict(teacher="emoji-teacher", start=placeholder(str), w_width=256)  # `start`: a student to go on with
     c.objective = dict(
         name="lcd", skip=20, grid="any", solver_name="ddim", distance_name="huber", delta=1e-3,
         w_min=0.0, w_max=3.0, mu=0.95,

@@ -13,16 +13,22 @@ CAPTION_COLUMNS = ("text", "caption")
 
 
 def examples(
-    folder: str | Path, tag: str | None = None, heldout: float = 0.1, caption: str = "", subfolders: bool = False
+    folder: str | Path,
+    tag: str | None = None,
+    heldout: float = 0.1,
+    caption: str = "",
+    subfolders: bool = False,
+    background: str = images.BACKGROUND,
 ) -> list[Example]:
     """Every image below `folder`, sorted by key (its path inside the folder).
 
     A metadata row holds `file_name` and `text` (or `caption`), and may hold `group`, `split`, `tags` and
     `label`. With `subfolders` the label is the name of the first folder inside `folder` that an image lies in. An
     image that no row or .txt file names gets `caption`, in which {} stands for the label; of "" `data.check`
-    reports it. `group` is the key unless given.
-    Raises FileNotFoundError for a missing folder and ValueError, with the line, for unreadable metadata.
+    reports it. `group` is the key unless given, `background` the colour behind transparent images.
+    Raises FileNotFoundError for a missing folder; ValueError for unreadable metadata, with the line, and for no colour.
     """
+    images.check_background(background)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -37,10 +43,10 @@ def examples(
     if not rows:
         raise ValueError(f"image folder {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     rows.sort(key=lambda row: row["file_name"])
-    return with_tag([_example(folder, row, heldout, caption, subfolders) for row in rows], tag)
+    return with_tag([_example(folder, row, heldout, caption, subfolders, background) for row in rows], tag)
 
 
-def _example(folder: Path, row: dict, heldout: float, default: str, subfolders: bool) -> Example:
+def _example(folder: Path, row: dict, heldout: float, default: str, subfolders: bool, background: str) -> Example:
     key = row["file_name"]
     label = label_of(Path(key).parts[0] if subfolders and len(Path(key).parts) > 1 else row.get("label"))
     default = default if label is None else default.replace("{}", label)
@@ -53,7 +59,7 @@ def _example(folder: Path, row: dict, heldout: float, default: str, subfolders: 
         )
     tags = row.get("tags") or ()
     tags = tuple(tags.split()) if isinstance(tags, str) else tuple(tags)
-    load = partial(images.decode, folder / key)
+    load = partial(images.decode, folder / key, background)
     return Example(key, str(caption).strip(), load, group, split, tags, label)
 
 

@@ -1,4 +1,4 @@
-"""Image files to RGB pixels of one size: decode, composite on white, resize and crop."""
+"""Image files to RGB pixels of one size: decode, composite on a background, resize and crop."""
 
 import re
 from io import BytesIO
@@ -6,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 CENTRE = (0.5, 0.5)
+BACKGROUND = "white"
 
 
-def decode(path: str | Path) -> np.ndarray:
-    """The whole image at `path` as uint8 [H, W, 3], transparency composited on white, EXIF rotation applied.
+def decode(path: str | Path, background: str = BACKGROUND) -> np.ndarray:
+    """The whole image at `path` as uint8 [H, W, 3], transparency composited on `background`, EXIF rotation applied.
 
     Raises ValueError naming the file when it is missing, truncated or not an image.
     """
     try:
-        return _decoded(path, f"image {path}")
+        return _decoded(path, f"image {path}", background)
     except FileNotFoundError:
         raise ValueError(f"image {path} does not exist; remove its entry or restore the file") from None
 
@@ -29,15 +30,22 @@ def decode_bytes(content: bytes | None, name: str) -> np.ndarray:
     return _decoded(BytesIO(content), name)
 
 
-def _decoded(source: str | Path | BytesIO, name: str) -> np.ndarray:
+def check_background(colour: str) -> None:
+    """Raises ValueError for what is no colour: a name of CSS, or #rrggbb."""
+    try:
+        ImageColor.getrgb(colour)
+    except (ValueError, AttributeError):
+        raise ValueError(f"background {colour!r} is no colour: give a name such as black, or #rrggbb") from None
+
+
+def _decoded(source: str | Path | BytesIO, name: str, background: str = BACKGROUND) -> np.ndarray:
     try:
         with Image.open(source) as image:
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
+                image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise

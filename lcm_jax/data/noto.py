@@ -10,12 +10,19 @@ ATTRIBUTION = "Noto Emoji, copyright Google LLC, Apache License 2.0; https://git
 PREFIX = "emoji_u"
 
 
-def examples(folder: str | Path, tag: str | None = None, heldout: float = 0.1, tones: bool = False) -> list[Example]:
+def examples(
+    folder: str | Path,
+    tag: str | None = None,
+    heldout: float = 0.1,
+    tones: bool = False,
+    background: str = images.BACKGROUND,
+) -> list[Example]:
     """Every named picture of `folder` (png/128 of a clone), sorted by key; those of skin tones only with `tones`.
 
-    `group` is the base emoji without skin tone, as in the twemoji reader.
-    Raises FileNotFoundError for no folder, ValueError for one without named emoji.
+    `group` is the base emoji without skin tone and `background` the colour behind, as in the twemoji reader.
+    Raises FileNotFoundError for no folder, ValueError for one without named emoji, or no colour.
     """
+    images.check_background(background)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"emoji folder {folder} does not exist; give png/128 of a clone of noto-emoji")
@@ -31,7 +38,7 @@ def examples(folder: str | Path, tag: str | None = None, heldout: float = 0.1, t
             Example(
                 key=path.stem,
                 caption=twemoji.caption_of(words),
-                load=partial(images.decode, path),
+                load=partial(images.decode, path, background),
                 group=group,
                 split=split_of(group, heldout),
                 tags=twemoji.tags_of(characters, words),

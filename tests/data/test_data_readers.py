@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lcm_jax import data
-from lcm_jax.data import image_folder, images, twemoji
+from lcm_jax.data import image_folder, images, noto, twemoji
 from lcm_jax.data.example import split_of
 
 
@@ -158,6 +158,18 @@ def test_decode_palette_transparency_on_white(tmp_path):
     image.putdata([0, 1])
     image.save(tmp_path / "p.png", transparency=1)
     assert images.decode(tmp_path / "p.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+    assert images.decode(tmp_path / "p.png", "#010203").tolist() == [[[255, 0, 0], [1, 2, 3]]]
+
+
+def test_readers_take_a_background(tmp_path):
+    pytest.importorskip("emoji")
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "emoji_u1f600.png")
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "1f600.png")
+    for reader in (image_folder, noto, twemoji):
+        (example, *_) = reader.examples(folder=tmp_path, background="#0a141e")
+        assert (example.load() == [10, 20, 30]).all()
+        with pytest.raises(ValueError, match="background 'nightblue' is no colour: give a name"):
+            reader.examples(folder=tmp_path, background="nightblue")
 
 
 def test_decode_names_broken_files(tmp_path):
