@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.model = dict(teacher="emoji-teacher", start=placeholder(str), w_width=256)  # `start`: a student to go on with
     c.objective = dict(
         name="lcd", skip=20, grid="any", solver_name="ddim", distance_name="huber", delta=1e-3,
-        w_min=0.0, w_max=3.0, mu=0.95,
+        w_min=0.0, w_max=3.0, mu=0.95, weight_name="uniform",
     )  # fmt: skip
     c.optimizer = dict(name="adamw", rate=3e-4, schedule="cosine", warmup=100, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.99)

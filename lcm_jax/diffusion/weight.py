@@ -25,6 +25,16 @@ def karras(t: Times, s: Times, sigma_data: float = SIGMA_DATA) -> PerSample:
     return 1 / t**2 + 1 / sigma_data**2
 
 
+def root_snr(path: Path, t: Times, s: Times, least: float = 0.1) -> PerSample:
+    """max(alpha_t / sigma_t, `least`): an error of x0 as large as that of eps behind it, whatever the time.
+
+    A teacher trained on eps or v weighs small times so; a distance that grows like the error itself (huber, l1),
+    weighed alike at all times, gives its fine detail away for the large errors of large times. `least` keeps the first
+    time of zero terminal SNR.
+    """
+    return jnp.maximum(divide(path.alpha(t), path.sigma(t)), least)
+
+
 WEIGHTS: dict[str, Callable[[Times, Times], PerSample]] = {
     "uniform": uniform,
     "inverse_step": inverse_step,

@@ -1,5 +1,7 @@
 """Latent consistency distillation: a guided teacher's solver step ties neighbouring times (LCM Alg. 1)."""
 
+from functools import partial
+
 from lcm_jax.diffusion import coupling, solver, weight
 from lcm_jax.diffusion.boundary import LCMBoundary
 from lcm_jax.diffusion.grid import FixedGrid, UniformSkip
@@ -24,12 +26,17 @@ def build(
     mu: float | None = 0.95,
     drop: float = 0.0,
     timestep_scaling: float = 10.0,
+    weight_name: str = "uniform",
 ) -> Consistency:
     """LCD. `grid` "any" draws every t >= skip as the paper does, "fixed" the 50 times of diffusers' script.
 
     `mu` None takes the online network as target. Guidance [w_min, w_max] is LCM's w (others' scale - 1), which the
-    student is told through an embedding of `w_width`, or, where that is None, learns without being told.
+    student is told through an embedding of `w_width`, or, where that is None, learns without being told. `weight_name`
+    "uniform" weighs all times alike (LCM), "root_snr" as the teacher's own loss does (weight.root_snr).
     """
+    laws = {"uniform": weight.uniform, "root_snr": partial(weight.root_snr, path)}
+    if weight_name not in laws:
+        raise ValueError(f"unknown weight {weight_name!r}; choose uniform (LCM) or root_snr")
     return Consistency(
         path=path,
         reading=Captioned(kind, Uniform(w_min, w_max), w_width, drop),
@@ -37,7 +44,7 @@ def build(
         pair=skipping(grid, path.T, skip),
         solver=solver.get(solver_name),
         distance=robust(distance_name, delta),
-        weight=weight.uniform,
+        weight=laws[weight_name],
         couple=coupling.independent,
         needs_teacher=True,
         mu=mu,

@@ -20,9 +20,11 @@ def build(
     mu: float | None = 0.95,
     drop: float = 0.0,
     timestep_scaling: float = 10.0,
+    weight_name: str = "uniform",
 ) -> Consistency:
     """LCF: LCD with the oracle's field in the teacher's place, both times sharing the noise that was drawn."""
     like_lcd = lcd.build(
-        path, kind, skip, grid, "ddim", distance_name, delta, w_min, w_max, w_width, mu, drop, timestep_scaling
+        path, kind, skip, grid, "ddim", distance_name, delta, w_min, w_max, w_width, mu, drop, timestep_scaling,
+        weight_name,
     )
     return replace(like_lcd, needs_teacher=False)

@@ -85,6 +85,16 @@ def test_pair_weights():
     assert weight.uniform(jnp.array([999]), jnp.array([979])).dtype == jnp.float32
 
 
+def test_root_snr_makes_an_error_of_x0_that_of_eps():
+    path, t = vp_path(zero_terminal_snr=True), jnp.array([99, 499, 999])
+    z0, eps, error = 0.3, -1.2, 0.01
+    z = path.alpha(t) * z0 + path.sigma(t) * eps
+    moved = eps - (z - path.alpha(t) * (z0 + error)) / path.sigma(t)  # of eps, at an x0 that is `error` too large
+    found = weight.root_snr(path, t, t - 20)
+    np.testing.assert_allclose(found[:2] * error, moved[:2], rtol=1e-3)
+    assert found[2] == np.float32(0.1) and weight.root_snr(path, t, t, least=1.0)[1] == 1
+
+
 @pytest.mark.parametrize("law", [weight.min_snr, weight.truncated_snr])
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
 def test_snr_laws_weigh_the_same_x0_error(kind, law):

@@ -56,6 +56,19 @@ def test_algorithm_1_in_numpy():
     assert float(ours) == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", [lcd, lcf])
+def test_weights_by_name(method):
+    """At one time the loss is the uniform one times alpha / sigma; a name that is none is an error."""
+    found, three = [], nets(weights(0), weights(1), weights(2))
+    for name in ("uniform", "root_snr"):
+        objective = replace(method.build(PATH, "eps", w_width=8, weight_name=name), pair=At(99, 79))
+        found.append(objective.loss(three, batch(), KEY, STEP)[0])
+    t = jnp.array([99])
+    assert found[1] / found[0] == pytest.approx(float((PATH.alpha(t) / PATH.sigma(t))[0]), rel=1e-5)
+    with pytest.raises(ValueError, match="unknown weight 'snr'; choose uniform"):
+        method.build(PATH, "eps", weight_name="snr")
+
+
 def exact_nets(path, truth):
     """A student whose f carries along the flow to t = 0, and the teacher whose flow it is (both x0)."""
     boundary = lcd.LCMBoundary()
