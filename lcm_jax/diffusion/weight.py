@@ -26,11 +26,11 @@ def karras(t: Times, s: Times, sigma_data: float = SIGMA_DATA) -> PerSample:
 
 
 def root_snr(path: Path, t: Times, s: Times, least: float = 0.1) -> PerSample:
-    """max(alpha_t / sigma_t, `least`): an error of x0 as large as that of eps behind it, whatever the time.
+    """max(alpha_t / sigma_t, `least`): on an error of x0, that of the eps behind it.
 
-    A teacher trained on eps or v weighs small times so; a distance that grows like the error itself (huber, l1),
-    weighed alike at all times, gives its fine detail away for the large errors of large times. `least` keeps the first
-    time of zero terminal SNR.
+    A loss of eps weighs small times so. A distance that grows like the error itself (huber, l1) and weighs all times
+    alike gives their fine detail away for the large errors of large times (measured: configs/quickstart.py). `least`
+    keeps the last time of zero terminal SNR, where alpha is 0.
     """
     return jnp.maximum(divide(path.alpha(t), path.sigma(t)), least)
 

@@ -10,6 +10,7 @@ from lcm_jax.objectives.base import Uniform
 from lcm_jax.objectives.consistency import Consistency
 from lcm_jax.objectives.reading import Captioned
 from lcm_jax.objectives.robust import robust
+from lcm_jax.typing import PairWeight
 
 
 def build(
@@ -32,11 +33,8 @@ def build(
 
     `mu` None takes the online network as target. Guidance [w_min, w_max] is LCM's w (others' scale - 1), which the
     student is told through an embedding of `w_width`, or, where that is None, learns without being told. `weight_name`
-    "uniform" weighs all times alike (LCM), "root_snr" as the teacher's own loss does (weight.root_snr).
+    "uniform" weighs all times alike (LCM), "root_snr" small ones more, as a loss of eps does (weight.root_snr).
     """
-    laws = {"uniform": weight.uniform, "root_snr": partial(weight.root_snr, path)}
-    if weight_name not in laws:
-        raise ValueError(f"unknown weight {weight_name!r}; choose uniform (LCM) or root_snr")
     return Consistency(
         path=path,
         reading=Captioned(kind, Uniform(w_min, w_max), w_width, drop),
@@ -44,7 +42,7 @@ def build(
         pair=skipping(grid, path.T, skip),
         solver=solver.get(solver_name),
         distance=robust(distance_name, delta),
-        weight=laws[weight_name],
+        weight=weighing(weight_name, path),
         couple=coupling.independent,
         needs_teacher=True,
         mu=mu,
@@ -59,3 +57,11 @@ def skipping(grid: str, T: int, skip: int) -> UniformSkip | FixedGrid:
     if grid == "fixed" and T % skip:
         raise ValueError(f"skip {skip} does not divide T = {T}: a fixed grid needs a target on the grid, or grid any")
     return laws[grid]()
+
+
+def weighing(name: str, path: VPTable) -> PairWeight:
+    """The weight of pairs in table time by name."""
+    laws = {"uniform": weight.uniform, "root_snr": partial(weight.root_snr, path)}
+    if name not in laws:
+        raise ValueError(f"unknown weight {name!r}; choose uniform (LCM) or root_snr (as a loss of eps does)")
+    return laws[name]
