@@ -18,7 +18,6 @@ share; the bytes are the same for any number of them, and any number goes on whe
     python -m launch.local_cluster --processes 2 -- python -m launch.encode --folder PICTURES --out data/mine
 """
 
-import json
 import sys
 from typing import Any
 
@@ -60,7 +59,7 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set that was m
 
 
 def main() -> None:
-    options = dict(setting(option) for option in OPTIONS.value)
+    options = entry.options(OPTIONS.value)
     if FOLDER.value is not None:
         options["folder"] = FOLDER.value
     reader = READER.value or ("image_folder" if FOLDER.value else None)
@@ -116,17 +115,6 @@ def changed() -> dict[str, Any]:
     settings = SIZE, CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS
     given = {flag.name: flag.value for flag in settings if flag.value != flag.default}
     return {**given, **({"states": False} if TEXT.value == "none" else {})}
-
-
-def setting(option: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value read as JSON where it is JSON (numbers, true, null) and as text otherwise."""
-    key, equals, value = option.partition("=")
-    if not key or not equals:
-        entry.stop(f"--options takes KEY=VALUE, not {option!r}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 if __name__ == "__main__":

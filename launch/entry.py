@@ -1,6 +1,7 @@
 """What every command shares: quiet libraries, one-line errors, flags checked before anything is imported."""
 
 import ctypes
+import json
 import logging
 import os
 import sys
@@ -83,6 +84,20 @@ def said(error: BaseException) -> str:
 def stop(message: str) -> None:
     """Leaves with the message on one line."""
     sys.exit("error: " + " ".join(message.split()))
+
+
+def options(given: list[str]) -> dict[str, Any]:
+    """KEY=VALUE each, the value read as JSON where it is JSON (numbers, true, null) and as text otherwise."""
+    found = {}
+    for option in given:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            stop(f"--options takes KEY=VALUE, not {option!r}")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def weights(weights: Any, ema: Any, checkpoint: Any) -> str:

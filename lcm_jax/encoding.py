@@ -76,9 +76,14 @@ def encode(
         tokenize=text.tokens if tokens else None,
         overwrite=overwrite,
         progress=progress,
-        processes=Processes(jax.process_index(), jax.process_count(), on_all, the_same),
+        processes=sharing(),
         **settings,
     )
+
+
+def sharing() -> Processes:
+    """The processes that encode together."""
+    return Processes(jax.process_index(), jax.process_count(), on_all, the_same)
 
 
 def picture_encoder(found: Model, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:

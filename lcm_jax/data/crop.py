@@ -1,6 +1,7 @@
 """Where a picture is cropped and whether it is mirrored, decided by its key: the same on every machine."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -66,3 +67,7 @@ class Crop:
         flip = fraction(f"{self.seed}/flip/{key}") < self.flip
         pixels = images.fit(image, (self.height, self.width), flip, place)
         return pixels, np.array([*original, *corner, self.height, self.width], np.int32)
+
+    def nothing(self, _: Any) -> tuple[None, Int32[np.ndarray, " 6"]]:
+        """In the place of a cropped picture where there is none: no pixels, the size ids of one drawn at this size."""
+        return None, np.array([self.height, self.width, 0, 0, self.height, self.width], np.int32)

@@ -28,7 +28,7 @@ NO_CAPTION = "no caption"
 
 def encode(
     examples: Sequence[Example],
-    encode_images: Callable,
+    encode_images: Callable | None,
     encode_text: Callable | None,
     out_dir: str | Path,
     image_size: int,
@@ -47,10 +47,13 @@ def encode(
     size_ids: bool = False,
     broken: str = "stop",
     processes: Processes = ALONE,
+    draw: Callable | None = None,
+    drawn: dict | None = None,
 ) -> Manifest:
     """Write `examples` as latent shards in `out_dir`; run again after an interruption, it goes on from there.
 
-    The callables are those of `Encoders`; `crop`, `flip` and `seed` those of `data.crop.Crop`, whose ids are
+    The callables are those of `Encoders`, `draw` for examples without pictures, of which `drawn` says how (JSON
+    values); `crop`, `flip` and `seed` those of `data.crop.Crop`, whose ids are
     stored as "time_ids" with `size_ids`. `identity` (JSON values: names and hashes of the encoders) guards the
     folder: finished shards of the same identity, settings and examples are verified by sha256 and kept, shards
     that fail are made anew, and a folder made otherwise raises ValueError unless `overwrite`. `dataset` holds
@@ -64,6 +67,8 @@ def encode(
     """
     if encode_text is None and tokenize is None:
         raise ValueError("give encode_text, tokenize or both: the captions have to be stored in some form")
+    if draw is None and any(e.load is None for e in examples):
+        raise ValueError("these are captions without pictures: have them drawn by launch.synthesize")
     if broken not in BROKEN:
         raise ValueError(f"broken is {broken!r}; choose one of {', '.join(BROKEN)}")
     cropped = Crop(image_size, image_size, crop, flip, seed)
@@ -82,6 +87,7 @@ def encode(
         **{"crop" if name == "place" else name: value for name, value in cropped.settings.items()},
         **({"size_ids": True} if size_ids else {}),
         **({"classes": classes} if classes else {}),
+        **({"drawn": json.loads(json.dumps(drawn))} if drawn else {}),
     }
     if not processes.the_same(resume.number(plan)):
         raise ValueError("the processes differ in their settings or in the pictures they find: start them alike")
@@ -108,11 +114,12 @@ def encode(
     processes.on_all(True)
     run = Run(out, processes)
     with run.told():
-        encoders = Encoders(encode_images, encode_text, tokenize, batch_size, moment_dtype)
+        encoders = Encoders(encode_images, encode_text, tokenize, batch_size, moment_dtype, draw)
         empty = {name: array[0] for name, array in encoders.captions([""]).items()}
         total = sum(len(chunks[file]) for file in own)
+        doing = "encode" if draw is None else "draw"
         with (
-            tqdm(total=total, unit="image", desc="encode", disable=not progress, dynamic_ncols=True) as bar,
+            tqdm(total=total, unit="image", desc=doing, disable=not progress, dynamic_ncols=True) as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
             make = partial(_make, out, row_of, encoders, cropped, skips, size_ids, pool, bar)
@@ -212,7 +219,7 @@ def _make(
     """Encodes one shard of the plan."""
     path = out / shard["file"]
     unreadable: dict[str, str] = {}
-    prepare = partial(_prepare, cropped, unreadable if skips else None)
+    prepare = partial(_prepare, cropped, unreadable if skips else None) if encoders.draw is None else cropped.nothing
     shards.write(path, _records(chunk, shard["first_row"], row_of, encoders, prepare, size_ids, pool, bar))
     skipped = {e.key: unreadable[e.key] for e in chunk if e.key in unreadable}  # in order, whichever thread was first
     return Note(path.stat().st_size, shards.sha256(path), skipped, *_measured(path))
@@ -341,7 +348,11 @@ def _records(
         if not readable:
             continue
         numbers, kept, pixels, ids = zip(*readable, strict=True)
-        arrays = encoders.pixels(np.stack(pixels)) | encoders.captions([e.caption for e in kept])
+        told = encoders.captions([e.caption for e in kept])
+        if encoders.draw is None:
+            arrays = encoders.pixels(np.stack(pixels)) | told
+        else:
+            arrays = encoders.drawn([e.key for e in kept], told) | told
         if size_ids:
             arrays["time_ids"] = np.stack(ids)
         for i, (number, example) in enumerate(zip(numbers, kept, strict=True)):

@@ -15,13 +15,14 @@ CAPTION_NAMES = ("text", "caption")  # what sets call their captions
 class Example:
     """A captioned image: `key` is unique in its set, `group` never straddles the two splits.
 
-    `load()` decodes the pixels, uint8 [H, W, 3] in RGB, and raises ValueError naming the file when it cannot.
+    `load()` decodes the pixels, uint8 [H, W, 3] in RGB, and raises ValueError naming the file when it cannot; it is
+    None of a caption whose picture has yet to be drawn.
     `label` is the name of its class, for networks that are told classes in the place of captions.
     """
 
     key: str
     caption: str
-    load: Callable[[], np.ndarray] = field(repr=False, compare=False)
+    load: Callable[[], np.ndarray] | None = field(repr=False, compare=False)
     group: str = ""
     split: str = TRAIN
     tags: tuple[str, ...] = ()

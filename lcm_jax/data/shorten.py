@@ -35,20 +35,34 @@ def shortened(examples: Sequence[Example], n: int) -> list[Example]:
 
 def captions(example: Example, n: int) -> list[str]:
     """At most `n` different shorter captions of one example."""
-    subject, _, rest = example.caption.partition(": ")
-    words, phrases = subject.split(), rest.split(", ") if rest else []
-    meaning = [i for i, word in enumerate(words) if word.lower() not in FILLERS]
-    if not meaning or len(words) + len(phrases) < 2:
+    words, phrases = parts(example.caption)
+    telling = meaning(words)
+    if not telling or len(words) + len(phrases) < 2:
         return []
     seed = int.from_bytes(hashlib.sha256(example.key.encode()).digest()[:8], "big")
     draw = np.random.default_rng(seed)
     chosen: list[str] = []
     for _ in range(4 * n):  # few words have few choices: repeats are skipped, not replaced for ever
         share = draw.uniform()
-        subject_words = {draw.choice(meaning), *np.flatnonzero(draw.uniform(size=len(words)) < share)}
+        subject_words = {draw.choice(telling), *np.flatnonzero(draw.uniform(size=len(words)) < share)}
         kept = [phrase for phrase in phrases if draw.uniform() < share]
-        parts = " ".join(words[i] for i in sorted(subject_words)), ", ".join(kept)
-        caption = ": ".join(filter(None, parts))
+        caption = put_together([words[i] for i in sorted(subject_words)], kept)
         if caption not in (example.caption, *chosen) and len(chosen) < n:
             chosen.append(caption)
     return chosen
+
+
+def parts(caption: str) -> tuple[list[str], list[str]]:
+    """The words before the first colon, and the phrases behind it."""
+    subject, _, rest = caption.partition(": ")
+    return subject.split(), rest.split(", ") if rest else []
+
+
+def meaning(words: Sequence[str]) -> list[int]:
+    """Places of the words that say something alone."""
+    return [i for i, word in enumerate(words) if word.lower() not in FILLERS]
+
+
+def put_together(words: Sequence[str], phrases: Sequence[str]) -> str:
+    """The caption of `parts`."""
+    return ": ".join(filter(None, (" ".join(words), ", ".join(phrases))))

@@ -32,6 +32,10 @@ def command(*arguments):
         (("launch.encode", "--model=m", "--out=o"), "give --reader NAME, or --folder PICTURES"),
         (("launch.encode", "--folder=f"), "give --out, the folder of the latent data set"),
         (("launch.encode", "--folder=f", "--out=o", "--options=tag"), "--options takes KEY=VALUE, not 'tag'"),
+        (("launch.synthesize", "--out=o"), "give either --prompts FILE or --reader NAME"),
+        (("launch.synthesize", "--prompts=p", "--recombined=3", "--out=o"), "--recombined, --folder and --options are"),
+        (("launch.synthesize", "--prompts=p"), "give --out, the folder of the latent data set"),
+        (("launch.synthesize", "--prompts=p", "--out=o", "--w=1", "--guidance=2"), "--w and --guidance exclude each"),
         (("launch.export", "--out=o"), "checkpoint"),
     ],
 )
@@ -41,17 +45,14 @@ def test_wrong_flags_are_one_line(arguments, message):
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("name", ["encode", "sample", "export", "train"])
+@pytest.mark.parametrize("name", ["encode", "synthesize", "sample", "export", "train"])
 def test_help_shows_how_it_is_called(name):
     done = command(f"launch.{name}", "--help")
     assert f"python -m launch.{name}" in done.stdout
 
 
 def test_options_are_read_as_json_where_they_are_json():
-    # In a process of its own: two commands imported into one would both define --model.
-    code = "from launch.encode import setting; print(*map(setting, ['heldout=0.2', 'tag=flag', 'name=a=b']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "('heldout', 0.2) ('tag', 'flag') ('name', 'a=b')", done.stderr
+    assert entry.options(["heldout=0.2", "tag=flag", "name=a=b"]) == {"heldout": 0.2, "tag": "flag", "name": "a=b"}
 
 
 def test_hyphens_in_names_of_flags_do_for_underscores():

@@ -1,0 +1,124 @@
+"""Captions to a latent data set of pictures that a teacher draws: distillation where there are no pictures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lcm_jax import data
+from lcm_jax.captions import encode as encode_captions
+from lcm_jax.data import encode as latents
+from lcm_jax.data import prompts
+from lcm_jax.data.encoders import STATES
+from lcm_jax.data.example import TRAIN
+from lcm_jax.data.manifest import Manifest
+from lcm_jax.data.prompts import read as read  # for launch, which sees no deeper
+from lcm_jax.diffusion.field import guided_field, network_field
+from lcm_jax.drawers import Drawers
+from lcm_jax.encoding import pixels, sharing
+from lcm_jax.objectives.base import unconditional
+from lcm_jax.pipeline import Pipeline, Setting, image_keys
+from lcm_jax.sampling import reference
+from lcm_jax.source import open_model
+
+
+def synthesize(
+    model: str | Path,
+    captions: Sequence[str],
+    out: str | Path,
+    n: int = 1,
+    sampler: str = "dpmpp_2m",
+    steps: int = 15,
+    w: float | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    dtype: str | None = None,
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    tokens: bool = False,
+    states: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Draws n pictures of each caption with a diffusion model and stores their latents in `out`, all for training.
+
+    The latents are those the solver ends in, never decoded; `w` is LCM's guidance, by default the model's own. A
+    student that learns from them meets what its teacher makes of captions no picture has (InstaFlow, arXiv 2309.06380,
+    learns from such alone). `tokens`, `states`, `size` and what an interruption or several processes mean are those of
+    `encoding.encode`. Raises ValueError or FileNotFoundError naming the file or the setting at fault.
+    """
+    if batch_size < 1 or shard_size < 1:
+        raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
+    found, pipe = open_model(model), Pipeline.load(model, dtype)
+    if pipe.spec.role == "consistency":
+        raise ValueError(f"{model} is a consistency model: have the pictures drawn by its teacher, a diffusion model")
+    side = pixels(found, size)
+    setting = pipe.setting(sampler, steps, (side, side))
+    w = pipe.default_w if w is None else w
+    pipe.check_guidance(w)
+    how = {"sampler": sampler, "steps": steps, "w": w, "seed": seed}
+    return latents.encode(
+        prompts.to_draw(captions, n),
+        None,
+        partial(encode_captions, pipe.captions) if states else None,
+        out,
+        side,
+        batch_size,
+        shard_size,
+        identity={"autoencoder": found.fingerprint("autoencoder"), "text": pipe.captions.identity},
+        dataset={"drawn_by": str(model), **how},
+        tokenize=pipe.captions.tokens if tokens or not states else None,
+        overwrite=overwrite,
+        progress=progress,
+        size_ids=bool(pipe.spec.pooled_width),
+        processes=sharing(),
+        draw=drawer(pipe, setting, w, seed, batch_size, states),
+        drawn={"unet": found.fingerprint("unet"), "dtype": dtype, **how},
+    )
+
+
+def captions_of(
+    reader: str, options: Mapping[str, Any], recombine: int | None = None, seed: int = 0
+) -> list[str]:
+    """The training captions that a reader finds, each once, or `recombine` new ones of their words (data.prompts)."""
+    examples = data.reader(reader, **options)
+    if recombine is not None:
+        return prompts.recombined(examples, recombine, seed)
+    return list(dict.fromkeys(e.caption for e in examples if e.split == TRAIN and e.caption))
+
+
+def drawer(
+    pipe: Pipeline, setting: Setting, w: float, seed: int, batch_size: int, states: bool
+) -> Callable[..., np.ndarray]:
+    """(keys, what is stored of their captions) -> unscaled latents [b, h, w, c], each by its own key.
+
+    Without `states` only token ids are stored, of which they are made. A w of 0 saves half the evaluations.
+    """
+    drawers = Drawers((pipe.params["unet"], None if states else pipe.captions.params))
+    size, times, empty = drawers.size(batch_size, batch_size), pipe.times(setting), pipe.uncond
+
+    @jax.jit
+    def draw(params, text, keys, *stored):
+        told = dict(zip(STATES, stored, strict=False)) if states else pipe.captions.states(text, *stored)
+        told = pipe.sized(told, setting)
+        net, kind = partial(pipe.unet.apply, params), pipe.spec.kind
+        if w:
+            each_w = jnp.full(len(keys), w, jnp.float32)
+            field = guided_field(pipe.path, kind, net, told, unconditional(told, empty), each_w)
+        else:
+            field = network_field(pipe.path, kind, partial(net, **told))
+        z = reference.sample(setting.sampler, pipe.path, field, pipe.noise(setting, keys)[0], times)
+        return z / pipe.spec.autoencoder.scale
+
+    def of(keys: Sequence[str], stored: Mapping[str, np.ndarray]) -> np.ndarray:
+        if states:
+            rows = [stored[name].astype(np.float32) for name in STATES if name in stored]
+        else:
+            rows = [stored["tokens"]]
+        return drawers.map(partial(draw, *drawers.params), [image_keys(keys, 1, seed), *rows], size, lambda count: None)
+
+    return of
