@@ -31,7 +31,8 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 
 say "encoding the emoji"
 $python -m launch.encode --reader twemoji --model emoji-teacher --out data/emoji
-$python -m launch.encode --reader twemoji --model emoji-teacher --shortened 2 --out data/emoji_short
+say "drawing what no emoji shows"
+$python -m launch.synthesize --model emoji-teacher --reader twemoji --recombined 2048 --steps 8 --w 0 --out data/emoji_drawn
 say "distilling the teacher"
 $python -m launch.train --config configs/quickstart.py --run "$run"
 say "exporting the weights"
