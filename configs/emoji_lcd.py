@@ -1,6 +1,8 @@
 """Latent consistency distillation of the emoji teacher into a 1-4 step generator (LCM Alg. 1).
 
     python -m launch.train --config configs/emoji_lcd.py --run runs/emoji_lcd
+
+Of the data that launch/quickstart.sh makes: emoji, and what the teacher draws of captions that none has.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +14,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.steps = 3000
-    c.data = dict(folder=("data/emoji", "data/emoji_short"), split="train", batch_size=32)
+    c.data = dict(folder=("data/emoji_drawn", "data/emoji"), split="train", batch_size=32)
     c.model = dict(teacher="emoji-teacher", start=placeholder(str), w_width=256)  # `start`: a student to go on with
     c.objective = dict(
         name="lcd", skip=20, grid="any", solver_name="ddim", distance_name="huber", delta=1e-3,

@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
     """
     c = emoji_lcd.get_config()
     c.steps = 520
-    c.data.folder = ("data/emoji_drawn", "data/emoji")
     c.objective.update(grid="fixed", skip=125, w_max=1.0, mu=None, weight_name="root_snr")
     c.optimizer = dict(name="muon", rate=1e-4, schedule="cosine", warmup=20, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.98)
