@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/skip_solver")
     args = parser.parse_args()
     cells = [cell(args, solver, skip) for skip in SKIPS for solver in SOLVERS]
-    told = [{name: value for name, value in c.items() if name != "asked"} for c in cells]
-    path = results.save("skip_solver", {"protocol": vars(args), "cells": told})
+    path = results.save("skip_solver", {"protocol": vars(args), "cells": cells})
     print(draw(cells, args, path.with_suffix(".png")))
 
 
@@ -47,7 +46,7 @@ def cell(args: argparse.Namespace, solver: str, skip: int) -> dict:
     where = Path(args.out) / f"{solver}_{skip}"
     kept, asked = where / "scores.json", {**vars(args), "solver": solver, "skip": skip}
     if kept.exists() and (made := json.loads(kept.read_text()))["asked"] == asked:
-        return made
+        return made["cell"]
     config = quickstart.get_config()
     config.steps = args.updates
     config.data.batch_size = args.batch_size
@@ -60,8 +59,8 @@ def cell(args: argparse.Namespace, solver: str, skip: int) -> dict:
     net = feature_networks.feature_network("mobilenetv2")
     scored = evaluation.evaluate(student, None, found, uncond, net, plan, where / "evaluation")
     entries = [e for e in scored["entries"] if e["who"] == "student"]
-    made = {"asked": asked, "solver": solver, "skip": skip, "scores": {str(e["steps"]): e["scores"] for e in entries}}
-    kept.write_text(json.dumps(made))
+    made = {"solver": solver, "skip": skip, "scores": {str(e["steps"]): e["scores"] for e in entries}}
+    kept.write_text(json.dumps({"asked": asked, "cell": made}))
     return made
 
 

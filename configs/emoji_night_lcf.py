@@ -15,9 +15,9 @@ def get_config() -> ConfigDict:
     c.steps = 600
     c.data = dict(folder="data/emoji_night", split="train", tag=placeholder(str), batch_size=32)
     c.model = dict(start="runs/quickstart/exported")
-    # The times of the quick start's student.
+    # The times and the w of the quick start's student.
     c.objective = dict(
-        name="lcf", skip=125, grid="fixed", distance_name="huber", delta=1e-3, w_min=0.0, w_max=2.0, mu=None
+        name="lcf", skip=125, grid="fixed", distance_name="huber", delta=1e-3, w_min=0.0, w_max=1.0, mu=None
     )
     c.optimizer = dict(name="muon", rate=2e-4, schedule="cosine", warmup=20, b2=0.99, clip=1.0)
     c.average = dict(ema_decay=0.98)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,9 +174,10 @@ def placer(abstract: Params, rule_set: str | rules.Rules, mesh: Mesh, dtype: str
     return lambda path, array: place_array(np.asarray(array).astype(jnp.dtype(dtype)), shardings[path])
 
 
-def owing(spec: Spec, attribution: str | None) -> Spec:
-    """The spec with whom its pictures are owed to noted, once."""
-    owed = list(spec.about.get("attribution", ()))
-    if not attribution or attribution in owed:
+def owing(spec: Spec, attributions: Iterable[str | None]) -> Spec:
+    """The spec with all whom its pictures are owed to noted, each once."""
+    before = spec.about.get("attribution", ())
+    owed = list(dict.fromkeys([*before, *filter(None, attributions)]))
+    if len(owed) == len(before):
         return spec
-    return dataclasses.replace(spec, about={**spec.about, "attribution": [*owed, attribution]})
+    return dataclasses.replace(spec, about={**spec.about, "attribution": owed})

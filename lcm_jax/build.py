@@ -37,7 +37,7 @@ def autoencoder_run(cfg: dict[str, Any]) -> Run:
     else:
         sizes = presets.named(presets.AUTOENCODERS, cfg["model"])
     spec = ModelSpec("autoencoder", "v", cfg["data"]["image_size"], None, sizes)
-    spec = owing(spec, attribution(cfg["data"]["reader_name"]))
+    spec = owing(spec, [attribution(cfg["data"]["reader_name"])])
     objective = build_objective(cfg["objective"])
     loader = call(make_image_loader, "config.data", **cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
     frozen = {"teacher": None, "batch": {}}

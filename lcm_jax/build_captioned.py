@@ -117,7 +117,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     loader = call(make_loader, "config.data", **cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
     captions = start.model.captions
     check_data(loader.manifest, spec, captions)
-    spec = owing(spec, loader.manifest.dataset.get("attribution"))
+    spec = owing(spec, (made.dataset.get("attribution") for made in loader.rows.manifests))
     mesh, rule_set = mesh_of(cfg)
     place = lambda abstract, dtype, tree="teacher": placer(abstract, rule_set[tree], mesh, dtype)
     frozen: dict[str, Any] = {"batch": {"scale": jnp.float32(spec.autoencoder.scale)}}

@@ -37,7 +37,7 @@ def edm_run(cfg: dict[str, Any]) -> Run:
     manifest.check_classes(made, start.spec.network.classes, start.spec.classes)
     told = noise_condition(start.spec)
     spec = dataclasses.replace(start.spec, classes=made.classes if told else ())
-    spec = owing(spec, made.dataset.get("attribution"))
+    spec = owing(spec, (each.dataset.get("attribution") for each in loader.rows.manifests))
     if start.fresh:
         mean, std = manifest.statistics(loader.rows.folders[0], per)
         statistics = {"mean": mean, "std": std}

@@ -194,8 +194,8 @@ def test_a_half_written_checkpoint_is_passed_over(road, tmp_path, caplog):
 
 
 def test_attribution_of_the_pictures_reaches_the_card(data):
-    spec = assembly.owing(assembly.owing(tiny.spec(), "Twemoji, CC-BY 4.0"), "Twemoji, CC-BY 4.0")
-    assert spec.about["attribution"] == ["Twemoji, CC-BY 4.0"]
+    spec = assembly.owing(assembly.owing(tiny.spec(), ["Twemoji, CC-BY 4.0", None]), ["Twemoji, CC-BY 4.0", "Noto"])
+    assert spec.about["attribution"] == ["Twemoji, CC-BY 4.0", "Noto"]
     from lcm_jax.export.model_card import model_card
 
     card = model_card(data.root / "x", spec.to_json(), tiny.weights(spec), "float16")
