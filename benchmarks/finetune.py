@@ -1,7 +1,7 @@
 """What latent consistency fine-tuning buys on pictures with their own look, without a teacher (LCM sec. 4.4).
 
-    python -m launch.encode --reader twemoji --options "background=#1d2b53" --model emoji-teacher --out data/emoji_night
-    python -m benchmarks.finetune --start runs/quickstart/exported --data data/emoji_night --out runs/finetune
+    python -m launch.encode --reader twemoji --options grayscale=true --model emoji-teacher --out data/emoji_grayscale
+    python -m benchmarks.finetune --start runs/quickstart/exported --limit 420
 
 Scores the model before and after on captions of that set: those it was fine-tuned on, and the held-out tenth.
 The gain is the share of the excess over the real-against-real floor that fine-tuning takes away, with an interval
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
-from configs import emoji_night_lcf
+from configs import emoji_grayscale_lcf
 from lcm_jax import build, run_folder
 from lcm_jax.assess import evaluation, evaluation_set, feature_networks
 from lcm_jax.assess.evaluation_plan import Plan
@@ -31,7 +31,7 @@ SHOWN = 8  # captions in the picture
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", required=True, help="exported consistency model")
-    parser.add_argument("--data", default="data/emoji_night")
+    parser.add_argument("--data", default="data/emoji_grayscale")
     parser.add_argument("--tag", help="only the examples that carry it, such as flag")
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--steps", type=int, default=4)
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/finetune")
     args = parser.parse_args()
 
-    config = emoji_night_lcf.get_config()
+    config = emoji_grayscale_lcf.get_config()
     config.steps = args.updates
     config.data.update(folder=args.data, tag=args.tag)
     config.model.start = args.start
@@ -62,7 +62,8 @@ def main() -> None:
             "real": scored["after"]["references"][split],
             "before": student(scored["before"])["scores"],
             "after": student(scored["after"])["scores"],
-            "floor": control(scored["after"], "halves")["scores"],
+            "floor": control(scored["after"], "floor")["scores"],
+            "autoencoder": control(scored["after"], "autoencoder")["scores"],
             "gain": {metric: gain(out / split, scored, metric) for metric in METRICS},
         }
     path = results.save("finetune", values)
@@ -84,7 +85,7 @@ def control(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 def gain(out: Path, scored: dict[str, Any], metric: str) -> dict[str, Any]:
     """1 - (after - floor) / (before - floor), and its 95 % interval over resamples of groups."""
-    floor = control(scored["after"], "halves")["scores"][metric]["mean"]
+    floor = control(scored["after"], "floor")["scores"][metric]["mean"]
     draw = lambda name: np.load(out / name / evaluation.RESAMPLED / f"{student(scored[name])['key']}.npz")[metric]
     point = [student(scored[name])["scores"][metric]["mean"] for name in ("before", "after")]
     share = lambda before, after: 1 - (after - floor) / (before - floor)

@@ -2,8 +2,11 @@
 
 import csv
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from lcm_jax.data import images
 from lcm_jax.data.example import HELDOUT, TRAIN, Example, label_of, split_of, with_tag
@@ -19,16 +22,19 @@ def examples(
     caption: str = "",
     subfolders: bool = False,
     background: str = images.BACKGROUND,
+    grayscale: bool = False,
 ) -> list[Example]:
     """Every image below `folder`, sorted by key (its path inside the folder).
 
     A metadata row holds `file_name` and `text` (or `caption`), and may hold `group`, `split`, `tags` and
     `label`. With `subfolders` the label is the name of the first folder inside `folder` that an image lies in. An
     image that no row or .txt file names gets `caption`, in which {} stands for the label; of "" `data.check`
-    reports it. `group` is the key unless given, `background` the colour behind transparent images.
+    reports it. `group` is the key unless given, `background` the colour behind transparent images,
+    `grayscale` takes their own colours away.
     Raises FileNotFoundError for a missing folder; ValueError for unreadable metadata, with the line, and for no colour.
     """
     images.check_background(background)
+    decode = partial(images.decode, background=background, grayscale=grayscale)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -43,10 +49,12 @@ def examples(
     if not rows:
         raise ValueError(f"image folder {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     rows.sort(key=lambda row: row["file_name"])
-    return with_tag([_example(folder, row, heldout, caption, subfolders, background) for row in rows], tag)
+    return with_tag([_example(folder, row, heldout, caption, subfolders, decode) for row in rows], tag)
 
 
-def _example(folder: Path, row: dict, heldout: float, default: str, subfolders: bool, background: str) -> Example:
+def _example(
+    folder: Path, row: dict, heldout: float, default: str, subfolders: bool, decode: Callable[[Path], np.ndarray]
+) -> Example:
     key = row["file_name"]
     label = label_of(Path(key).parts[0] if subfolders and len(Path(key).parts) > 1 else row.get("label"))
     default = default if label is None else default.replace("{}", label)
@@ -59,7 +67,7 @@ def _example(folder: Path, row: dict, heldout: float, default: str, subfolders: 
         )
     tags = row.get("tags") or ()
     tags = tuple(tags.split()) if isinstance(tags, str) else tuple(tags)
-    load = partial(images.decode, folder / key, background)
+    load = partial(decode, folder / key)
     return Example(key, str(caption).strip(), load, group, split, tags, label)
 
 

@@ -12,13 +12,15 @@ CENTRE = (0.5, 0.5)
 BACKGROUND = "white"
 
 
-def decode(path: str | Path, background: str = BACKGROUND) -> np.ndarray:
+def decode(path: str | Path, background: str = BACKGROUND, grayscale: bool = False) -> np.ndarray:
     """The whole image at `path` as uint8 [H, W, 3], transparency composited on `background`, EXIF rotation applied.
+
+    `grayscale` leaves luma alone (ITU-R 601-2), in three equal channels.
 
     Raises ValueError naming the file when it is missing, truncated or not an image.
     """
     try:
-        return _decoded(path, f"image {path}", background)
+        return _decoded(path, f"image {path}", background, grayscale)
     except FileNotFoundError:
         raise ValueError(f"image {path} does not exist; remove its entry or restore the file") from None
 
@@ -38,7 +40,9 @@ def check_background(colour: str) -> None:
         raise ValueError(f"background {colour!r} is no colour: give a name such as black, or #rrggbb") from None
 
 
-def _decoded(source: str | Path | BytesIO, name: str, background: str = BACKGROUND) -> np.ndarray:
+def _decoded(
+    source: str | Path | BytesIO, name: str, background: str = BACKGROUND, grayscale: bool = False
+) -> np.ndarray:
     try:
         with Image.open(source) as image:
             image.load()
@@ -46,7 +50,7 @@ def _decoded(source: str | Path | BytesIO, name: str, background: str = BACKGROU
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-            return np.asarray(image.convert("RGB"))
+            return np.asarray((image.convert("L") if grayscale else image).convert("RGB"))
     except FileNotFoundError:
         raise
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files

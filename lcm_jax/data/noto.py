@@ -16,10 +16,11 @@ def examples(
     heldout: float = 0.1,
     tones: bool = False,
     background: str = images.BACKGROUND,
+    grayscale: bool = False,
 ) -> list[Example]:
     """Every named picture of `folder` (png/128 of a clone), sorted by key; those of skin tones only with `tones`.
 
-    `group` is the base emoji without skin tone and `background` the colour behind, as in the twemoji reader.
+    `group` is the base emoji without skin tone; `background` and `grayscale` as in the twemoji reader.
     Raises FileNotFoundError for no folder, ValueError for one without named emoji, or no colour.
     """
     images.check_background(background)
@@ -38,7 +39,7 @@ def examples(
             Example(
                 key=path.stem,
                 caption=twemoji.caption_of(words),
-                load=partial(images.decode, path, background),
+                load=partial(images.decode, path, background, grayscale),
                 group=group,
                 split=split_of(group, heldout),
                 tags=twemoji.tags_of(characters, words),

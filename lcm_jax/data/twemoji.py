@@ -41,12 +41,13 @@ def examples(
     heldout: float = 0.1,
     label: str | None = None,
     background: str = images.BACKGROUND,
+    grayscale: bool = False,
 ) -> list[Example]:
     """Every named emoji, sorted by key, or those with `tag` ("flag", "face", "person", "hand", "heart", ...).
 
     `key` is the file's code points, `group` the base emoji without skin tone: its tones share a split.
     `label` "category" or "subcategory" labels those that have one with Unicode's ("Food & Drink", "food-fruit").
-    `background` is the colour behind them ("black", "#rrggbb").
+    `background` is the colour behind them ("black", "#rrggbb"), `grayscale` takes their own colours away.
     Raises ModuleNotFoundError when the picture or the name package is missing, ValueError for no colour.
     """
     images.check_background(background)
@@ -76,7 +77,7 @@ def examples(
             Example(
                 key=key,
                 caption=caption_of(words),
-                load=partial(images.decode, path, background),
+                load=partial(images.decode, path, background, grayscale),
                 group=group,
                 split=split_of(group, heldout),
                 tags=tags_of(characters, words),

@@ -172,6 +172,15 @@ def test_readers_take_a_background(tmp_path):
             reader.examples(folder=tmp_path, background="nightblue")
 
 
+def test_readers_take_colours_away(tmp_path):
+    pytest.importorskip("emoji")
+    for name in ("emoji_u1f600.png", "1f600.png"):
+        Image.new("RGB", (2, 2), (10, 20, 30)).save(tmp_path / name)
+    for reader in (image_folder, noto, twemoji):
+        (example, *_) = reader.examples(folder=tmp_path, grayscale=True)
+        assert example.load().tolist() == [[[18] * 3] * 2] * 2  # 0.299 r + 0.587 g + 0.114 b
+
+
 def test_decode_names_broken_files(tmp_path):
     save(tmp_path / "a.png", size=(64, 64))
     whole = (tmp_path / "a.png").read_bytes()
