@@ -1,7 +1,7 @@
 """Latent consistency fine-tuning of a distilled emoji model to emoji in grays, without a teacher (LCM Alg. 4).
 
     python -m launch.encode --reader twemoji --options grayscale=true --model emoji-teacher --out data/emoji_grayscale
-    python -m launch.train --config configs/emoji_grayscale_lcf.py --run runs/grayscale --config.model.start=EXPORTED_LCM
+    python -m launch.train --config configs/emoji_grayscale_lcf.py --run runs/grayscale --config.model.start=EXPORTED
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """`start` is an exported LCM; the held-out tenth of the emoji is the one its training kept apart."""
+    """`start` is an LCM of launch.export; the held-out tenth of the emoji is the one its training kept apart."""
     c = ConfigDict()
     c.seed = 0
     c.steps = 600
