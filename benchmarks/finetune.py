@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import results
+from benchmarks import results, training
 from configs import emoji_grayscale_lcf
-from lcm_jax import build, run_folder
+from lcm_jax import run_folder
 from lcm_jax.assess import evaluation, evaluation_set, feature_networks
 from lcm_jax.assess.evaluation_plan import Plan
 from lcm_jax.assess.evaluation_set import SPLITS
@@ -46,7 +46,7 @@ def main() -> None:
     config.model.start = args.start
     config.loop.sample_steps = 0
     out = Path(args.out)
-    run_folder.train(build.run(config), out / "run")
+    training.train(config, out / "run")
     before, after = Pipeline.load(args.start), run_folder.pipeline(out / "run")
 
     found, uncond = evaluation_set.open_folder(args.data, None, {}, before.spec, args.tag)

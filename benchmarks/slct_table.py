@@ -20,9 +20,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks import results
+from benchmarks import results, training
 from configs import emoji_slct
-from lcm_jax import build, run_folder
+from lcm_jax import run_folder
 from lcm_jax.assess import evaluation_set, noise_evaluation
 from lcm_jax.assess.feature_networks import feature_network
 from lcm_jax.diffusion.curriculum import Doubling
@@ -105,7 +105,7 @@ def train(args: argparse.Namespace, row: str, seed: int) -> EDMPipeline:
     config = c.to_dict()
     config["objective"] = {**variant.objective, **({} if variant.objective["name"] == "edm" else {"s1": args.s1})}
     where = folder(args, row, seed)
-    run_folder.train(build.run(config), where)
+    training.train(config, where)
     return run_folder.pipeline(where)
 
 
