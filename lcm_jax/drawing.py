@@ -77,7 +77,7 @@ def draw(
     shown = list(range(min(len(prompts), SHEET)))
     if not all(path.exists() for row in shown for path in names[row]):
         raise ValueError(f"{out} is not the same folder for every process: give an --out on storage that all share")
-    images = np.stack([pixels.decode(path) for row in shown for path in names[row]])
+    images = np.stack([pixels.PLAIN.decode(path) for row in shown for path in names[row]])
     zoom = max(1, TILE // min(images.shape[1:3]))
     if len(prompts) == 1:
         together = grid.grid(images, math.ceil(math.sqrt(n)), zoom=zoom)

@@ -15,7 +15,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # compiled serves all others of this run.
 FLAGS = ["--xla_backend_optimization_level=0"]
 if version("jaxlib") < "0.11":  # newer ones end on a flag they do not know
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -56,7 +56,7 @@ def of_files(paths: Sequence[Path], size: int, batch: int = BATCH) -> RealImages
     def sets() -> Iterator[Set]:
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(own), batch):
-                loaded = pool.map(lambda path: pixels.fit(pixels.decode(path), size), own[start : start + batch])
+                loaded = pool.map(lambda path: pixels.fit(pixels.PLAIN.decode(path), size), own[start : start + batch])
                 yield np.stack(list(loaded))
 
     return RealImages(digest.hexdigest()[:16], len(paths), sets)

@@ -1,4 +1,4 @@
-"""Host-side data: readers, latent shards, loader; a reader is a file here that defines `examples(...)`."""
+"""Host-side data: readers, latent shards, loader; a reader is a file here that defines `examples(..., look)`."""
 
 import importlib
 import inspect
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from lcm_jax.data.example import Example
+from lcm_jax.data.images import Look
 
 log = logging.getLogger(__name__)
 _DEFINES_EXAMPLES = re.compile(r"^def examples\(", re.MULTILINE)
@@ -19,20 +20,26 @@ def reader_names() -> list[str]:
 
 
 def reader(name: str, /, **options) -> list[Example]:
-    """The captioned images that the reader `name` finds; `options` are the keywords of its `examples`.
+    """The captioned images that the reader `name` finds; `options` are the keywords of its `examples` and of Look.
 
     What a damaged source could not list is warned of, a line each, and stands in the list's `damage`.
-    Raises KeyError for an unknown reader (listing the known) and TypeError for unknown or missing options.
+    Raises KeyError for an unknown reader (listing the known), TypeError for unknown or missing options and ValueError
+    for values they cannot have.
     """
     examples = _module(name).examples
-    parameters = inspect.signature(examples).parameters
+    looks = inspect.signature(Look).parameters
+    parameters = {k: p for k, p in inspect.signature(examples).parameters.items() if k != "look"} | looks
     unknown = [k for k in options if k not in parameters]
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in options]
     if unknown or missing:
         wrong = " and ".join([f"no option {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing])
         accepted = ", ".join(str(p) for p in parameters.values())
         raise TypeError(f"data reader {name!r}: {wrong}; it takes {accepted}")
-    found = examples(**options)
+    for k in options:
+        if parameters[k].annotation is bool and not isinstance(options[k], bool):
+            raise ValueError(f"data reader {name!r}: {k} is true or false, not {options[k]!r}")
+    look = Look(**{k: v for k, v in options.items() if k in looks})
+    found = examples(**{k: v for k, v in options.items() if k not in looks}, look=look)
     for damage in getattr(found, "damage", ()):
         log.warning("%s", damage)
     return found

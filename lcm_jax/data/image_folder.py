@@ -2,11 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from lcm_jax.data import images
 from lcm_jax.data.example import HELDOUT, TRAIN, Example, label_of, split_of, with_tag
@@ -21,20 +18,16 @@ def examples(
     heldout: float = 0.1,
     caption: str = "",
     subfolders: bool = False,
-    background: str = images.BACKGROUND,
-    grayscale: bool = False,
+    look: images.Look = images.PLAIN,
 ) -> list[Example]:
     """Every image below `folder`, sorted by key (its path inside the folder).
 
     A metadata row holds `file_name` and `text` (or `caption`), and may hold `group`, `split`, `tags` and
     `label`. With `subfolders` the label is the name of the first folder inside `folder` that an image lies in. An
     image that no row or .txt file names gets `caption`, in which {} stands for the label; of "" `data.check`
-    reports it. `group` is the key unless given, `background` the colour behind transparent images,
-    `grayscale` takes their own colours away.
-    Raises FileNotFoundError for a missing folder; ValueError for unreadable metadata, with the line, and for no colour.
+    reports it. `group` is the key unless given.
+    Raises FileNotFoundError for a missing folder; ValueError for unreadable metadata, with the line.
     """
-    images.check_background(background)
-    decode = partial(images.decode, background=background, grayscale=grayscale)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -49,11 +42,11 @@ def examples(
     if not rows:
         raise ValueError(f"image folder {folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     rows.sort(key=lambda row: row["file_name"])
-    return with_tag([_example(folder, row, heldout, caption, subfolders, decode) for row in rows], tag)
+    return with_tag([_example(folder, row, heldout, caption, subfolders, look) for row in rows], tag)
 
 
 def _example(
-    folder: Path, row: dict, heldout: float, default: str, subfolders: bool, decode: Callable[[Path], np.ndarray]
+    folder: Path, row: dict, heldout: float, default: str, subfolders: bool, look: images.Look
 ) -> Example:
     key = row["file_name"]
     label = label_of(Path(key).parts[0] if subfolders and len(Path(key).parts) > 1 else row.get("label"))
@@ -67,7 +60,7 @@ def _example(
         )
     tags = row.get("tags") or ()
     tags = tuple(tags.split()) if isinstance(tags, str) else tuple(tags)
-    load = partial(decode, folder / key)
+    load = partial(look.decode, folder / key)
     return Example(key, str(caption).strip(), load, group, split, tags, label)
 
 

@@ -1,6 +1,7 @@
 """Image files to RGB pixels of one size: decode, composite on a background, resize and crop."""
 
 import re
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -9,54 +10,59 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageOps
 
 CENTRE = (0.5, 0.5)
-BACKGROUND = "white"
 
 
-def decode(path: str | Path, background: str = BACKGROUND, grayscale: bool = False) -> np.ndarray:
-    """The whole image at `path` as uint8 [H, W, 3], transparency composited on `background`, EXIF rotation applied.
+@dataclass(frozen=True)
+class Look:
+    """How files become pixels: the colour behind transparent images ("black", "#rrggbb"), and whether in grays alone.
 
-    `grayscale` leaves luma alone (ITU-R 601-2), in three equal channels.
-
-    Raises ValueError naming the file when it is missing, truncated or not an image.
+    Raises ValueError for what is no colour.
     """
-    try:
-        return _decoded(path, f"image {path}", background, grayscale)
-    except FileNotFoundError:
-        raise ValueError(f"image {path} does not exist; remove its entry or restore the file") from None
+
+    background: str = "white"
+    grayscale: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            ImageColor.getrgb(self.background)
+        except (ValueError, AttributeError):
+            message = f"background {self.background!r} is no colour: give a name such as black, or #rrggbb"
+            raise ValueError(message) from None
+
+    def decode(self, path: str | Path) -> np.ndarray:
+        """The whole image at `path` as uint8 [H, W, 3], EXIF rotation applied; grays are luma (ITU-R 601-2).
+
+        Raises ValueError naming the file when it is missing, truncated or not an image.
+        """
+        try:
+            return self._decoded(path, f"image {path}")
+        except FileNotFoundError:
+            raise ValueError(f"image {path} does not exist; remove its entry or restore the file") from None
+
+    def decode_bytes(self, content: bytes | None, name: str) -> np.ndarray:
+        """`decode` of an image file's content; `name` says in errors where it came from."""
+        if not content:
+            raise ValueError(f"{name} is empty; replace or remove it")
+        return self._decoded(BytesIO(content), name)
+
+    def _decoded(self, source: str | Path | BytesIO, name: str) -> np.ndarray:
+        try:
+            with Image.open(source) as image:
+                image.load()
+                image = ImageOps.exif_transpose(image)
+                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, self.background), image)
+                return np.asarray((image.convert("L") if self.grayscale else image).convert("RGB"))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files
+            # PIL shows a file without a name as the object that holds it, which says nothing
+            reason = re.sub(r" ?<_io\.BytesIO.*?>", "", " ".join(str(error).split())) or type(error).__name__
+            raise ValueError(f"{name} cannot be read ({reason}); replace or remove it") from error
 
 
-def decode_bytes(content: bytes | None, name: str) -> np.ndarray:
-    """`decode` of an image file's content; `name` says in errors where it came from."""
-    if not content:
-        raise ValueError(f"{name} is empty; replace or remove it")
-    return _decoded(BytesIO(content), name)
-
-
-def check_background(colour: str) -> None:
-    """Raises ValueError for what is no colour: a name of CSS, or #rrggbb."""
-    try:
-        ImageColor.getrgb(colour)
-    except (ValueError, AttributeError):
-        raise ValueError(f"background {colour!r} is no colour: give a name such as black, or #rrggbb") from None
-
-
-def _decoded(
-    source: str | Path | BytesIO, name: str, background: str = BACKGROUND, grayscale: bool = False
-) -> np.ndarray:
-    try:
-        with Image.open(source) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-            return np.asarray((image.convert("L") if grayscale else image).convert("RGB"))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files
-        # PIL shows a file without a name as the object that holds it, which says nothing
-        reason = re.sub(r" ?<_io\.BytesIO.*?>", "", " ".join(str(error).split())) or type(error).__name__
-        raise ValueError(f"{name} cannot be read ({reason}); replace or remove it") from error
+PLAIN = Look()
 
 
 def fit(

@@ -15,15 +15,13 @@ def examples(
     tag: str | None = None,
     heldout: float = 0.1,
     tones: bool = False,
-    background: str = images.BACKGROUND,
-    grayscale: bool = False,
+    look: images.Look = images.PLAIN,
 ) -> list[Example]:
     """Every named picture of `folder` (png/128 of a clone), sorted by key; those of skin tones only with `tones`.
 
-    `group` is the base emoji without skin tone; `background` and `grayscale` as in the twemoji reader.
-    Raises FileNotFoundError for no folder, ValueError for one without named emoji, or no colour.
+    `group` is the base emoji without skin tone.
+    Raises FileNotFoundError for no folder, ValueError for one without named emoji.
     """
-    images.check_background(background)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"emoji folder {folder} does not exist; give png/128 of a clone of noto-emoji")
@@ -39,7 +37,7 @@ def examples(
             Example(
                 key=path.stem,
                 caption=twemoji.caption_of(words),
-                load=partial(images.decode, path, background, grayscale),
+                load=partial(look.decode, path),
                 group=group,
                 split=split_of(group, heldout),
                 tags=twemoji.tags_of(characters, words),

@@ -28,6 +28,7 @@ def examples(
     template: str = "a photo of a {}",
     tag: str | None = None,
     heldout: float = 0.1,
+    look: images.Look = images.PLAIN,
 ) -> list[Example]:
     """Every row of the .parquet and .arrow files below `folder` (or of a file, a glob, or a list), in order.
 
@@ -60,7 +61,7 @@ def examples(
         row = 0
         for group, count in enumerate(table.counts):
             for place in range(count):
-                load = partial(_load, groups, path, image_column, group, place, row)
+                load = partial(_load, look, groups, path, image_column, group, place, row)
                 about = {n: rows[n][row] for n in about_columns}
                 if labels:
                     about["label"] = _named(rows[label_column][row], names)
@@ -134,7 +135,9 @@ class Groups:
         return values[place].as_py()
 
 
-def _load(groups: Groups, path: Path, column: str, group: int, place: int, row: int) -> np.ndarray:
+def _load(
+    look: images.Look, groups: Groups, path: Path, column: str, group: int, place: int, row: int
+) -> np.ndarray:
     name = f"image in row {row} of {path}"
     try:
         value = groups.cell(path, column, group, place)
@@ -142,9 +145,9 @@ def _load(groups: Groups, path: Path, column: str, group: int, place: int, row: 
         raise ValueError(f"{name} cannot be read ({_reason(error)}); restore the file") from error
     if isinstance(value, dict):
         if value.get("bytes") is None and value.get("path"):
-            return images.decode(path.parent / value["path"])
+            return look.decode(path.parent / value["path"])
         value = value.get("bytes")
-    return images.decode_bytes(value, name)
+    return look.decode_bytes(value, name)
 
 
 def _image_column(table: Table, name: str | None) -> str:

@@ -26,6 +26,7 @@ def examples(
     download: bool = False,
     tag: str | None = None,
     heldout: float = 0.1,
+    look: images.Look = images.PLAIN,
 ) -> list[Example]:
     """Every example of `split` ("train", "train[:10%]", "train+test") of the set `name` ("mnist", "coco:1.1.0").
 
@@ -64,7 +65,7 @@ def examples(
         if names:
             labels = [n for n in np.ravel(text) if 0 <= n < len(names)]
             text = template.format(names[labels[0]]) if labels else ""
-        load = partial(_load, files, number, image, f"image {number} of {name}/{split}", lock)
+        load = partial(_load, look, files, number, image, f"image {number} of {name}/{split}", lock)
         about = {"label": classes[number_of]} if 0 <= number_of < len(classes) else {}
         found.append(described(f"{split}/{number}", text, load, about, heldout))
     if not found:
@@ -72,10 +73,10 @@ def examples(
     return with_tag(Found(found, classes=classes), tag)
 
 
-def _load(files: Any, number: int, image: str, where: str, lock: Any) -> np.ndarray:
+def _load(look: images.Look, files: Any, number: int, image: str, where: str, lock: Any) -> np.ndarray:
     with lock:
         content = _value(files[number], image)
-    return images.decode_bytes(content, where)
+    return look.decode_bytes(content, where)
 
 
 def _undecoded(features: Any, tfds: ModuleType) -> dict:

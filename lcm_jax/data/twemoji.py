@@ -40,17 +40,14 @@ def examples(
     folder: str | Path | None = None,
     heldout: float = 0.1,
     label: str | None = None,
-    background: str = images.BACKGROUND,
-    grayscale: bool = False,
+    look: images.Look = images.PLAIN,
 ) -> list[Example]:
     """Every named emoji, sorted by key, or those with `tag` ("flag", "face", "person", "hand", "heart", ...).
 
     `key` is the file's code points, `group` the base emoji without skin tone: its tones share a split.
     `label` "category" or "subcategory" labels those that have one with Unicode's ("Food & Drink", "food-fruit").
-    `background` is the colour behind them ("black", "#rrggbb"), `grayscale` takes their own colours away.
-    Raises ModuleNotFoundError when the picture or the name package is missing, ValueError for no colour.
+    Raises ModuleNotFoundError when the picture or the name package is missing.
     """
-    images.check_background(background)
     folder = Path(folder) if folder is not None else _picture_folder()
     names, labels = emoji_names(), emoji_labels(label)
     found = {}
@@ -77,7 +74,7 @@ def examples(
             Example(
                 key=key,
                 caption=caption_of(words),
-                load=partial(images.decode, path, background, grayscale),
+                load=partial(look.decode, path),
                 group=group,
                 split=split_of(group, heldout),
                 tags=tags_of(characters, words),

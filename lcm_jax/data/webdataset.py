@@ -25,6 +25,7 @@ def examples(
     tag: str | None = None,
     heldout: float = 0.1,
     threads: int = 8,
+    look: images.Look = images.PLAIN,
 ) -> list[Example]:
     """Every image of the .tar files below `folder` (or of a file, a glob, or a list of them), in their order.
 
@@ -37,7 +38,7 @@ def examples(
     """
     paths = files.found(folder, (".tar",))
     with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(partial(_index, caption=caption, heldout=heldout), paths, files.names(paths)))
+        parts = list(pool.map(partial(_index, caption=caption, heldout=heldout, look=look), paths, files.names(paths)))
     damage = [line for _, lines in parts for line in lines]
     found = Found((e for part, _ in parts for e in part), damage)
     if not found:
@@ -46,7 +47,9 @@ def examples(
     return with_tag(found, tag)
 
 
-def _index(path: Path, name: str, caption: str | None, heldout: float) -> tuple[list[Example], list[str]]:
+def _index(
+    path: Path, name: str, caption: str | None, heldout: float, look: images.Look
+) -> tuple[list[Example], list[str]]:
     """The images of one shard and what is wrong with it."""
     try:
         samples, damage = _members(path)
@@ -63,7 +66,7 @@ def _index(path: Path, name: str, caption: str | None, heldout: float) -> tuple[
             damage.append(f"{path}: {stem}.json {wrong}")
         about = {**about, "label": sample[LABEL]} if LABEL in sample else about
         text = sample.get("txt", b"").strip() or next((about[n] for n in (caption, *CAPTION_NAMES) if about.get(n)), "")
-        load = partial(_load, path, f"{stem}.{ending}", *sample[ending])
+        load = partial(_load, look, path, f"{stem}.{ending}", *sample[ending])
         found.append(described(f"{name}/{stem}", text, load, about, heldout))
     if bare:
         damage.append(f"{path}: {len(bare)} samples have no image, first {bare[0]}")
@@ -125,7 +128,7 @@ def _about(content: bytes | None) -> tuple[dict, str]:
     return (about, "") if isinstance(about, dict) else ({}, "is not a JSON object")
 
 
-def _load(path: Path, member: str, offset: int, size: int) -> np.ndarray:
+def _load(look: images.Look, path: Path, member: str, offset: int, size: int) -> np.ndarray:
     name = f"image {member} in {path}"
     try:
         with path.open("rb") as file:
@@ -133,4 +136,4 @@ def _load(path: Path, member: str, offset: int, size: int) -> np.ndarray:
             content = file.read(size)
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error}); restore the shard") from error
-    return images.decode_bytes(content, name)
+    return look.decode_bytes(content, name)

@@ -1,13 +1,15 @@
 """Readers: what Twemoji and an image folder yield, splits by group, and errors that name the place."""
 
 import json
+import tarfile
+from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lcm_jax import data
-from lcm_jax.data import image_folder, images, noto, twemoji
+from lcm_jax.data import image_folder, images, twemoji
 from lcm_jax.data.example import split_of
 
 
@@ -157,28 +159,40 @@ def test_decode_palette_transparency_on_white(tmp_path):
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putdata([0, 1])
     image.save(tmp_path / "p.png", transparency=1)
-    assert images.decode(tmp_path / "p.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
-    assert images.decode(tmp_path / "p.png", "#010203").tolist() == [[[255, 0, 0], [1, 2, 3]]]
+    assert images.PLAIN.decode(tmp_path / "p.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+    assert images.Look("#010203").decode(tmp_path / "p.png").tolist() == [[[255, 0, 0], [1, 2, 3]]]
 
 
-def test_readers_take_a_background(tmp_path):
+def pictures_of_every_reader(folder, mode, colour):
+    """Options of each reader that find 2 x 2 pictures of one colour."""
     pytest.importorskip("emoji")
-    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "emoji_u1f600.png")
-    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "1f600.png")
-    for reader in (image_folder, noto, twemoji):
-        (example, *_) = reader.examples(folder=tmp_path, background="#0a141e")
-        assert (example.load() == [10, 20, 30]).all()
-        with pytest.raises(ValueError, match="background 'nightblue' is no colour: give a name"):
-            reader.examples(folder=tmp_path, background="nightblue")
-
-
-def test_readers_take_colours_away(tmp_path):
-    pytest.importorskip("emoji")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image, content = Image.new(mode, (2, 2), colour), BytesIO()
+    image.save(content, "png")
     for name in ("emoji_u1f600.png", "1f600.png"):
-        Image.new("RGB", (2, 2), (10, 20, 30)).save(tmp_path / name)
-    for reader in (image_folder, noto, twemoji):
-        (example, *_) = reader.examples(folder=tmp_path, grayscale=True)
-        assert example.load().tolist() == [[[18] * 3] * 2] * 2  # 0.299 r + 0.587 g + 0.114 b
+        image.save(folder / name)
+    pq.write_table(pa.table({"image": [content.getvalue()], "text": ["a"]}), folder / "a.parquet")
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("a.png")
+        member.size = len(content.getvalue())
+        archive.addfile(member, BytesIO(content.getvalue()))
+    return {name: {"folder": folder} for name in ("image_folder", "noto", "twemoji", "parquet", "webdataset")}
+
+
+def test_every_reader_takes_a_background(tmp_path):
+    for name, options in pictures_of_every_reader(tmp_path, "RGBA", (0, 0, 0, 0)).items():
+        (example, *_) = data.reader(name, background="#0a141e", **options)
+        assert (example.load() == [10, 20, 30]).all(), name
+        with pytest.raises(ValueError, match="background 'nightblue' is no colour: give a name"):
+            data.reader(name, background="nightblue", **options)
+
+
+def test_every_reader_takes_colours_away(tmp_path):
+    for name, options in pictures_of_every_reader(tmp_path, "RGB", (10, 20, 30)).items():
+        (example, *_) = data.reader(name, grayscale=True, **options)
+        assert example.load().tolist() == [[[18] * 3] * 2] * 2, name  # 0.299 r + 0.587 g + 0.114 b
+        with pytest.raises(ValueError, match="grayscale is true or false, not 'yes'"):
+            data.reader(name, grayscale="yes", **options)
 
 
 def test_decode_names_broken_files(tmp_path):
@@ -186,6 +200,6 @@ def test_decode_names_broken_files(tmp_path):
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="a.png cannot be read"):
-        images.decode(tmp_path / "a.png")
+        images.PLAIN.decode(tmp_path / "a.png")
     with pytest.raises(ValueError, match="b.png does not exist"):
-        images.decode(tmp_path / "b.png")
+        images.PLAIN.decode(tmp_path / "b.png")

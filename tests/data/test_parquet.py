@@ -104,7 +104,7 @@ def test_row_groups_are_read_once_in_order_and_not_kept(tmp_path, monkeypatch):
     for example in found:
         example.load()
     assert read == [(name, n) for name in "ab" for n in range(3)]
-    groups = found[0].load.args[0]
+    groups = found[0].load.args[1]
     found[0].load()
     assert len(groups._held) == parquet.HELD
 

@@ -173,7 +173,8 @@ def test_a_stem_reaches_to_the_first_dot_of_the_name(member, parts):
 
 def test_nothing_is_read_of_an_image_until_it_is_loaded(folder, monkeypatch):
     loaded = []
-    monkeypatch.setattr(webdataset.images, "decode_bytes", lambda content, name: loaded.append(name) or np.zeros(3))
+    note = lambda look, content, name: loaded.append(name) or np.zeros(3)
+    monkeypatch.setattr(webdataset.images.Look, "decode_bytes", note)
     found = webdataset.examples(folder)
     assert loaded == []
     found[0].load()

@@ -37,13 +37,13 @@ def made(data, latents32):
         exported = exporting.export(run, data.root / f"edm_{name}_exported")
         return SimpleNamespace(run=run, state=state, exported=exported, config=config)
 
-    start = {"start": str(data.autoencoder), "network": "tiny", "norm": "group"}
-    edm = go("edm", {"name": "edm", "time_scale": 250.0}, start, loop=OFTEN)
+    start = {"start": str(data.autoencoder)}
+    edm = go("edm", {"name": "edm", "time_scale": 250.0}, {**start, "network": "dit_tiny"}, loop=OFTEN)
     return SimpleNamespace(
         edm=edm,
         cd=go("cd", {"name": "cd", "intervals": 5}, {"teacher": str(edm.exported)}),
         ect=go("ect", {"name": "ect", "stage_steps": 2}, {"start": str(edm.exported)}),
-        slct=go("slct", {"name": "slct", "s1": 20}, {**start, "norm": "ns_layer"}, loop=OFTEN),
+        slct=go("slct", {"name": "slct", "s1": 20}, {**start, "network": "tiny", "norm": "ns_layer"}, loop=OFTEN),
     )
 
 
@@ -177,7 +177,7 @@ def test_plans_are_made_from_shapes_alone(made, latents32):
         ({"name": "slct"}, {"start": "AUTOENCODER", "network": "tiny", "nrom": "group"}, "did you mean 'norm'"),
         ({"name": "slct"}, {"start": "AUTOENCODER", "network": "emoji"}, "takes latents of 8 x 8 x 12"),
         ({"name": "ect", "stage_steps": 2}, {"start": "EDM", "network": "tiny"}, "leave config.model.network out"),
-        ({"name": "ect", "stage_steps": 2}, {"start": "EDM", "norm": "layer"}, "the weights of .* are of 'group'"),
+        ({"name": "ect", "stage_steps": 2}, {"start": "EDM", "norm": "layer"}, "the weights of .* are of 'rms'"),
         ({"name": "ect", "stage_steps": 2, "sigma_data": 1.0}, {"start": "EDM"}, "sigma_data 0.5, the objective 1.0"),
         ({"name": "cd"}, {"start": "EDM"}, "distils: set config.model.teacher"),
         ({"name": "ct", "steps": 3}, {"teacher": "EDM"}, "has no use for config.model.teacher"),
