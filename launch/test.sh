@@ -39,5 +39,5 @@ fi
 export JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1
 failed=0
 "$python" -m ruff check . --output-format concise || failed=1
-"$python" -m pytest -n 2 --dist loadfile "$@" || failed=1
+"$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || failed=1
 exit $failed

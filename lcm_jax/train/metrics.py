@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
@@ -23,6 +22,8 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: str | Path, start: int = 0, steps: int | None = None, bar: bool = True):
+        from tensorboardX import SummaryWriter  # imports PyTorch where it is: seconds for those who train alone
+
         self.path = Path(folder) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
