@@ -11,7 +11,7 @@ from configs import quickstart
 
 
 def get_config() -> ConfigDict:
-    """Five times the updates at twice the rate, over four times the captions."""
+    """Six times the updates at twice the rate, over four times the captions."""
     c = quickstart.get_config()
     c.steps = 3000
     c.data.folder = ("data/emoji_drawn_more", "data/emoji")

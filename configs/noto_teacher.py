@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """4.3 M parameters, 16 x 16 x 4 latents, v-prediction."""
+    """4.2 M parameters, 16 x 16 x 4 latents, v-prediction."""
     c = ConfigDict()
     c.seed = 0
     c.steps = 1200

@@ -14,8 +14,9 @@ def get_config() -> ConfigDict:
     which the last of several steps rests (600 updates: 1138, so weighed 1090).
 
     The teacher knows its training pictures by heart: from any of them, a little noised, one step of it leads back, and
-    there is next to nothing to distil. What it makes of new captions takes it many steps, so half of what the student
-    sees is that (at w = 0 and twice the rate: 1251 and 933 in 2 and 4 steps without, 1159 and 891 with it alone).
+    there is next to nothing to distil. What it makes of new captions takes it many steps, so over a third of what
+    the student sees is that (at w = 0 and twice the rate: 1251 and 933 in 2 and 4 steps without, 1159 and 891 with it
+    alone).
     """
     c = emoji_lcd.get_config()
     c.steps = 520

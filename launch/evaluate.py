@@ -38,7 +38,7 @@ QUICK = flags.DEFINE_bool("quick", False, "Only what the promised ratios need, 1
 SWEEP = flags.DEFINE_list("sweep_w", None, "Only find the best of these w on training captions (teacher, or model).")
 LISTS = {
     "steps": (int, flags.DEFINE_list("steps", None, "Steps of the student.")),
-    "w": (float, flags.DEFINE_list("w", None, "Guidance w of the student (others' scale - 1).")),
+    "w": (float, flags.DEFINE_list("w", None, "Guidance w of the student (others' scale - 1), or its usual one.")),
     "seeds": (int, flags.DEFINE_list("seeds", None, "Seeds, averaged.")),
     "samplers": (str, flags.DEFINE_list("samplers", None, "Samplers of the teacher; the first at every step count.")),
     "teacher_steps": (int, flags.DEFINE_list("teacher_steps", None, "Steps of the teacher.")),
@@ -83,13 +83,14 @@ def captioned(step: int | None, out: Path) -> None:
 
     if SEARCH.value is not None:
         entry.stop("--search_sigmas is for models of noise levels, without captions")
+    given = {name: numbers(name, kind, flag.value) for name, (kind, flag) in LISTS.items() if flag.value}
+    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA, CHECKPOINT))
     plan = evaluation_plan.with_flags(
-        evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(),
-        **{name: numbers(name, kind, flag.value) for name, (kind, flag) in LISTS.items() if flag.value},
+        evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(w=(model.default_w,)),
+        **given,
         limit=LIMIT.value,
         resamples=RESAMPLES.value,
     )
-    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA, CHECKPOINT))
     student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)

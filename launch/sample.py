@@ -14,8 +14,6 @@ Started as several processes, as launch.train is, each draws its share of the pr
 --w is LCM's guidance, cond + w (cond - uncond); --guidance is the usual scale, w + 1.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch import entry, several
@@ -70,7 +68,9 @@ def main() -> None:
         entry.stop("--label is for models of noise levels, without captions; this one takes --prompt")
     prompts = list(PROMPT.value)
     if PROMPTS.value is not None:
-        prompts += [line.strip() for line in Path(PROMPTS.value).read_text().splitlines() if line.strip()]
+        from lcm_jax import captions
+
+        prompts += captions.read(PROMPTS.value)
     if not prompts:
         entry.stop("nothing to draw: give --prompt or a --prompts file")
     if STRENGTH.present and IMAGE.value is None:

@@ -33,11 +33,11 @@ def score() -> None:
     """The table; of several processes each draws and looks at its share of the pictures."""
     import jax
 
-    from lcm_jax import run_folder
+    from lcm_jax import captions, run_folder
     from lcm_jax.assess import protocol
     from lcm_jax.machine import machine
 
-    prompts = [line.strip() for line in Path(PROMPTS.value).read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = captions.read(PROMPTS.value)
     pipes = {"student": run_folder.pipeline(MODEL.value, dtype=DTYPE.value)}
     if TEACHER.value is not None:
         pipes["teacher"] = run_folder.pipeline(TEACHER.value, dtype=DTYPE.value)

@@ -1,7 +1,7 @@
 """Draws a latent data set with a teacher, of captions alone: to distil where there are no pictures, or too few.
 
     python -m launch.synthesize --model FOLDER --prompts prompts.txt --n 2 --guidance 7.5 --steps 25 --out data/drawn
-    python -m launch.synthesize --model emoji-teacher --reader twemoji --recombined 2048 --w 0 --out data/emoji_drawn
+    python -m launch.synthesize --model emoji-teacher --reader twemoji --recombined 2048 --steps 8 --w 0 --out data/new
 
 --recombined N makes up N captions of the words of a reader's training captions. Interrupted, it goes on where it
 stopped; started as several processes, as launch.train is, each draws a share of the shards.
@@ -56,10 +56,11 @@ def synthesize() -> None:
     """Draws, and says what was made; of several processes the first says it."""
     import jax
 
+    from lcm_jax import captions as texts
     from lcm_jax import synthesizing
 
     if PROMPTS.value is not None:
-        captions = synthesizing.read(PROMPTS.value)
+        captions = texts.read(PROMPTS.value)
     else:
         options = entry.options(OPTIONS.value) | ({} if FOLDER.value is None else {"folder": FOLDER.value})
         captions = synthesizing.captions_of(READER.value, options, RECOMBINED.value, SEED.value)

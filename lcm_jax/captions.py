@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from lcm_jax.data.prompts import read as read  # for launch, which sees no deeper
 from lcm_jax.models.clip_text import clip_text
 from lcm_jax.models.spec import TextSpec
 from lcm_jax.models.text import UNUSED_KEYS, TextConfig, text_encoder, text_states

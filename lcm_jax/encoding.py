@@ -67,6 +67,7 @@ def encode(
         batch_size,
         shard_size,
         identity={"autoencoder": found.fingerprint("autoencoder"), "text": text.identity},
+        look=data.look_of(options),
         dataset={
             "reader": reader,
             "options": dict(options),

@@ -16,7 +16,6 @@ from lcm_jax.data import prompts
 from lcm_jax.data.encoders import STATES
 from lcm_jax.data.example import TRAIN
 from lcm_jax.data.manifest import Manifest
-from lcm_jax.data.prompts import read as read  # for launch, which sees no deeper
 from lcm_jax.diffusion.field import guided_field, network_field
 from lcm_jax.drawers import Drawers
 from lcm_jax.encoding import pixels, sharing
@@ -70,7 +69,7 @@ def synthesize(
         batch_size,
         shard_size,
         identity={"autoencoder": found.fingerprint("autoencoder"), "text": pipe.captions.identity},
-        dataset={"drawn_by": str(model), **how},
+        dataset={"drawn_by": str(model), "attribution": "; ".join(pipe.spec.about.get("attribution", ())), **how},
         tokenize=pipe.captions.tokens if tokens or not states else None,
         overwrite=overwrite,
         progress=progress,

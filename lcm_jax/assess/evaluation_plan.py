@@ -25,7 +25,7 @@ class Plan:
     """What to draw and to score; `w[0]` is the teacher's too unless `teacher_w` says otherwise."""
 
     steps: tuple[int, ...] = (1, 2, 4, 8)
-    w: tuple[float, ...] = (1.0, 2.0)
+    w: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0, 1, 2)
     samplers: tuple[str, ...] = ("ddim", "ddim_leading", "dpm_solver", "dpm_solver_pp", "dpmpp_2m")
     teacher_steps: tuple[int, ...] = (2, 4, 8, 50)

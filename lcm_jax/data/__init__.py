@@ -4,12 +4,16 @@ import importlib
 import inspect
 import logging
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from lcm_jax.data.example import Example
 from lcm_jax.data.images import Look
 
 log = logging.getLogger(__name__)
+KINDS = {bool: "true or false", str: "text"}
 _DEFINES_EXAMPLES = re.compile(r"^def examples\(", re.MULTILINE)
 
 
@@ -35,14 +39,19 @@ def reader(name: str, /, **options) -> list[Example]:
         wrong = " and ".join([f"no option {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing])
         accepted = ", ".join(str(p) for p in parameters.values())
         raise TypeError(f"data reader {name!r}: {wrong}; it takes {accepted}")
-    for k in options:
-        if parameters[k].annotation is bool and not isinstance(options[k], bool):
-            raise ValueError(f"data reader {name!r}: {k} is true or false, not {options[k]!r}")
-    look = Look(**{k: v for k, v in options.items() if k in looks})
-    found = examples(**{k: v for k, v in options.items() if k not in looks}, look=look)
+    for k, value in options.items():
+        kind = parameters[k].annotation
+        if kind in KINDS and not isinstance(value, kind):
+            raise ValueError(f"data reader {name!r}: {k} is {KINDS[kind]}, not {value!r}")
+    found = examples(**{k: v for k, v in options.items() if k not in looks}, look=look_of(options))
     for damage in getattr(found, "damage", ()):
         log.warning("%s", damage)
     return found
+
+
+def look_of(options: Mapping[str, Any]) -> Look:
+    """How the pictures are to look, of a reader's options."""
+    return Look(**{f.name: options[f.name] for f in fields(Look) if f.name in options})
 
 
 def attribution(name: str) -> str:

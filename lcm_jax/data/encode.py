@@ -49,6 +49,7 @@ def encode(
     processes: Processes = ALONE,
     draw: Callable | None = None,
     drawn: dict | None = None,
+    look: images.Look = images.PLAIN,
 ) -> Manifest:
     """Write `examples` as latent shards in `out_dir`; run again after an interruption, it goes on from there.
 
@@ -87,7 +88,8 @@ def encode(
         **{"crop" if name == "place" else name: value for name, value in cropped.settings.items()},
         **({"size_ids": True} if size_ids else {}),
         **({"classes": classes} if classes else {}),
-        **({"drawn": json.loads(json.dumps(drawn))} if drawn else {}),
+        **look.settings,
+        **{f"drawn.{name}": value for name, value in json.loads(json.dumps(drawn or {})).items()},
     }
     if not processes.the_same(resume.number(plan)):
         raise ValueError("the processes differ in their settings or in the pictures they find: start them alike")

@@ -1,7 +1,7 @@
 """Image files to RGB pixels of one size: decode, composite on a background, resize and crop."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
 
@@ -25,9 +25,14 @@ class Look:
     def __post_init__(self) -> None:
         try:
             ImageColor.getrgb(self.background)
-        except (ValueError, AttributeError):
+        except ValueError:
             message = f"background {self.background!r} is no colour: give a name such as black, or #rrggbb"
             raise ValueError(message) from None
+
+    @property
+    def settings(self) -> dict[str, str | bool]:
+        """Those that are not the default."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def decode(self, path: str | Path) -> np.ndarray:
         """The whole image at `path` as uint8 [H, W, 3], EXIF rotation applied; grays are luma (ITU-R 601-2).
@@ -50,6 +55,8 @@ class Look:
             with Image.open(source) as image:
                 image.load()
                 image = ImageOps.exif_transpose(image)
+                if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+                    image = Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))
                 if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, self.background), image)

@@ -52,7 +52,7 @@ class LatentRows:
                 self._shards.append(shards.Shard(Path(folder) / shard["file"]))
                 self._first.append(len(self.names) + shard["first_row"])
             self.names += manifest.rows(folder)
-        self._labels = _numbers(self.names, self.manifests[0].classes)
+        self._labels = _numbers(self.names, next((m.classes for m in self.manifests if m.classes), ()))
         wanted = None if groups is None else frozenset(groups)
         self.chosen = np.array(
             [
@@ -143,11 +143,12 @@ def _as_served(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _agree(folders: Sequence[str | Path], made: list[manifest.Manifest]) -> None:
-    for folder, other in zip(folders[1:], made[1:], strict=True):
-        for name in AGREE:
-            if name == "classes" and not other.classes:
-                continue  # pictures without a label beside those that have one
-            if getattr(other, name) != getattr(made[0], name):
-                first, second = getattr(made[0], name), getattr(other, name)
-                message = f"{name} is {first} in {folders[0]} but {second} in {folder}"
-                raise ValueError(f"{message}; encode both with the same encoders")
+    for name in AGREE:
+        told = [(folder, getattr(each, name)) for folder, each in zip(folders, made, strict=True)]
+        if name == "classes":  # pictures without a label stand beside those that have one
+            told = [(folder, classes) for folder, classes in told if classes]
+        for folder, value in told[1:]:
+            if value != told[0][1]:
+                message = f"{name} is {told[0][1]} in {told[0][0]} but {value} in {folder}"
+                same = "label option" if name == "classes" else "encoders"
+                raise ValueError(f"{message}; encode both with the same {same}")

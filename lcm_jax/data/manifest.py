@@ -11,6 +11,7 @@ import numpy as np
 from lcm_jax.data import shards
 
 FORMAT, VERSION = "lcm_jax.latents", 1
+MAKERS = "launch.encode or launch.synthesize"
 FILE, ROWS, SKIPPED = "manifest.json", "rows.jsonl", "skipped.jsonl"
 TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
 CAPTION_ARRAYS = ("context", "pooled", "tokens")
@@ -79,9 +80,9 @@ def read(folder: str | Path) -> Manifest:
     folder = Path(folder)
     path = folder / FILE
     if not folder.is_dir():
-        raise FileNotFoundError(f"latent folder {folder} does not exist; make it with launch.encode")
+        raise FileNotFoundError(f"latent folder {folder} does not exist; make it with {MAKERS}")
     if not path.exists():
-        raise FileNotFoundError(f"{folder} has no {FILE}: encoding has not finished; run launch.encode again")
+        raise FileNotFoundError(f"{folder} has no {FILE}: what makes it has not finished; run {MAKERS} again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -15,11 +15,15 @@ SWAP = 0.6  # share of new captions that are one with a word of another; the res
 
 
 def read(path: str | Path) -> list[str]:
-    """The captions of a text file, one a line, each once. Raises FileNotFoundError; ValueError where there is none."""
+    """The captions of a text file in UTF-8, one a line. Raises FileNotFoundError; ValueError where there is none."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a text file with a caption a line")
-    found = list(dict.fromkeys(filter(None, map(one_line, path.read_text(encoding="utf-8").splitlines()))))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it so") from None
+    found = list(filter(None, map(one_line, lines)))
     if not found:
         raise ValueError(f"{path} holds no caption; write one a line")
     return found

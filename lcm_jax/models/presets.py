@@ -19,7 +19,7 @@ UNETS = {
         latent_channels=12,
         context_width=384,
     ),
-    # 4.1 M: 128 px emoji in Stable Diffusion's latents, 16 x 16 x 4.
+    # 4.2 M: 128 px emoji in Stable Diffusion's latents, 16 x 16 x 4.
     "noto": UNetConfig(
         channels=(64, 128), attention=(False, True), depth=(1, 1), heads=(2, 4), layers=1, context_width=384
     ),

@@ -1,5 +1,6 @@
 """Readers: what Twemoji and an image folder yield, splits by group, and errors that name the place."""
 
+import inspect
 import json
 import tarfile
 from io import BytesIO
@@ -179,12 +180,25 @@ def pictures_of_every_reader(folder, mode, colour):
     return {name: {"folder": folder} for name in ("image_folder", "noto", "twemoji", "parquet", "webdataset")}
 
 
+@pytest.mark.parametrize("name", data.reader_names())
+def test_every_reader_takes_a_look(name):
+    parameter = inspect.signature(data._module(name).examples).parameters["look"]
+    assert parameter.default == images.PLAIN
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "a.png")
+    assert images.PLAIN.decode(tmp_path / "a.png")[..., 0].tolist() == [[0, 1, 128, 255]]
+
+
 def test_every_reader_takes_a_background(tmp_path):
     for name, options in pictures_of_every_reader(tmp_path, "RGBA", (0, 0, 0, 0)).items():
         (example, *_) = data.reader(name, background="#0a141e", **options)
         assert (example.load() == [10, 20, 30]).all(), name
         with pytest.raises(ValueError, match="background 'nightblue' is no colour: give a name"):
             data.reader(name, background="nightblue", **options)
+        with pytest.raises(ValueError, match="background is text, not 112233"):  # a # was forgotten
+            data.reader(name, background=112233, **options)
 
 
 def test_every_reader_takes_colours_away(tmp_path):

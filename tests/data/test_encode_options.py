@@ -132,6 +132,12 @@ def test_resuming_with_another_crop_is_refused(tmp_path, change, named):
     assert set(named.split(", ")) == set(str(raised.value).partition("other ")[2].partition(";")[0].split(", "))
 
 
+def test_resuming_with_another_look_is_refused(make):
+    make(40)
+    with pytest.raises(ValueError, match="was made with other grayscale;"):
+        make(40, look=images.Look(grayscale=True))
+
+
 def test_a_folder_made_before_there_were_options_is_taken_up(tmp_path, make):
     folder, made = make(40)
     path = folder / manifest.FILE

@@ -58,7 +58,13 @@ def test_where_the_words_do_not_suffice():
 def test_a_file_of_captions(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a  blue cat\n\n a red heart \na blue cat\n")
-    assert prompts.read(file) == ["a blue cat", "a red heart"]
+    assert prompts.read(file) == ["a blue cat", "a red heart", "a blue cat"]
+    assert [e.caption for e in prompts.to_draw(prompts.read(file))] == ["a blue cat", "a red heart"]
+    file.write_bytes("\ufeffcafé\n".encode())  # as some editors begin it
+    assert prompts.read(file) == ["café"]
+    file.write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts.txt is not text in UTF-8 \(.* at byte 3\); save it so"):
+        prompts.read(file)
     file.write_text(" \n")
     with pytest.raises(ValueError, match="holds no caption"):
         prompts.read(file)

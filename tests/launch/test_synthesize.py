@@ -62,7 +62,8 @@ def test_the_latents_are_those_of_the_models_own_sampler(teacher, tmp_path, w):
 def test_what_is_said_of_them(made, teacher):
     out, said = made
     assert said.counts == {"train": 10} and said == manifest.read(out)
-    assert said.dataset == {"drawn_by": str(teacher), "sampler": "dpmpp_2m", "steps": 4, "w": 1.5, "seed": 3}
+    how = {"sampler": "dpmpp_2m", "steps": 4, "w": 1.5, "seed": 3}
+    assert said.dataset == {"drawn_by": str(teacher), "attribution": "", **how}
     assert len(said.shards) == 4 and {row.split for row in manifest.rows(out)} == {"train"}
 
 
@@ -80,7 +81,7 @@ def test_it_goes_on_where_it_stopped_and_not_with_other_settings(made, teacher):
     (out / said.shards[1]["file"]).unlink()
     drawn(teacher, out, steps=4, w=1.5, n=2, seed=3)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    with pytest.raises(ValueError, match="was made with other drawn"):
+    with pytest.raises(ValueError, match="was made with other drawn.w;"):
         drawn(teacher, out, steps=4, w=2.5, n=2, seed=3)
 
 
@@ -96,8 +97,10 @@ def test_a_student_learns_from_pictures_and_drawn_ones(made, teacher, data, tmp_
     run = build.run(config)
     assert run.spec.about["attribution"] == ["by 0", "by 1"]  # every folder's, not the first one's alone
     assert int(run_folder.train(run, tmp_path / "trained", progress=False).step) == 1
-    labels = LatentRows(config["data"]["folder"]).batch(np.arange(34))["label"]
+    labels = LatentRows(both).batch(np.arange(34))["label"]
     assert labels[:24].max() == 3 and labels[24:].tolist() == [4] * 10  # the drawn ones have none
+    turned = LatentRows(both[::-1]).batch(np.arange(34))["label"]
+    assert turned.tolist() == [*labels[24:], *labels[:24]]
 
 
 def test_sdxls_states_and_size_ids(tmp_path):
