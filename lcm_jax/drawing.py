@@ -121,7 +121,7 @@ def draw_from_noise(
 
 def opened(pipe: Pipeline, path: str | Path, size: tuple[int, int] | None) -> np.ndarray:
     """The picture of a file at (height, width), or at its own size less what is over whole latents."""
-    picture, factor = pixels.decode(Path(path)), pipe.spec.autoencoder.factor
+    picture, factor = pixels.PLAIN.decode(Path(path)), pipe.spec.autoencoder.factor
     height, width = size or (side - side % factor for side in picture.shape[:2])
     if not height or not width:
         sides = f"{picture.shape[1]} x {picture.shape[0]}"
