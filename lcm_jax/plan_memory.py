@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from lcm_jax.parallel.liveness import peak_bytes
 from lcm_jax.planning import Plan, device_bytes
 from lcm_jax.train.step import average, bound, readable
 
+log = logging.getLogger(__name__)
 LEAST = -1.0  # effort of the compiler for speed: a tenth of the time, as a rule more memory than a run takes
 Part = tuple[Callable[..., Any], tuple[Any, ...], int, int, tuple[int, ...]]
 GIVEN_UP = ("RESOURCE_EXHAUSTED", "Ran out of memory")
@@ -197,7 +199,7 @@ def compiled(lowered: Any, devices: int, target: str, cache: Path | None, effort
             return Compiled(**{**kept, "traffic": traffic, "cached": True})
     begun = time.perf_counter()
     try:
-        found = _told(lowered.compile({"exec_time_optimization_effort": effort}), devices, begun)
+        found = _told(_compiled(lowered, effort), devices, begun)
     except jax.errors.JaxRuntimeError as error:
         if not any(words in str(error) for words in GIVEN_UP):
             raise
@@ -209,6 +211,18 @@ def compiled(lowered: Any, devices: int, target: str, cache: Path | None, effort
         part.write_text(json.dumps(asdict(found)), encoding="utf-8")
         part.replace(path)
     return found
+
+
+def _compiled(lowered: Any, effort: float) -> Any:
+    """With less effort where that is wanted and the compiler (jaxlib before 0.12) can be told."""
+    if effort:
+        try:
+            return lowered.compile({"exec_time_optimization_effort": effort})
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+            log.warning("this jaxlib's compiler takes no effort: compiled as a run is")
+    return lowered.compile()
 
 
 def _told(program: Any, devices: int, begun: float) -> Compiled:
