@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import jax
@@ -49,7 +49,7 @@ def joined(
         yield
     except BaseException:
         # Before jax's own, which would wait minutes for the others, and before threads are joined that wait for them.
-        getattr(threading, "_register_atexit", atexit.register)(leave)
+        getattr(threading, "_register_atexit", atexit.register)(leaving())
         raise
 
 
@@ -172,11 +172,25 @@ def answers(coordinator: str) -> bool:
         return False
 
 
-def leave() -> None:
-    """Ends a process that failed: with the others where they failed as well, without them after FAREWELL seconds."""
-    goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+def leaving() -> Callable[[], None]:
+    """What ends a process that failed: with the others where they failed as well, without them after FAREWELL seconds.
+
+    The thread that says goodbye begins here: once the interpreter ends, Python 3.12 starts none.
+    """
+    now = threading.Event()
+
+    def say_goodbye() -> None:
+        now.wait()
+        jax.distributed.shutdown()
+
+    goodbye = threading.Thread(target=say_goodbye, daemon=True)
     goodbye.start()
-    goodbye.join(FAREWELL)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+
+    def leave() -> None:
+        now.set()
+        goodbye.join(FAREWELL)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    return leave
