@@ -34,9 +34,9 @@ def edm_run(cfg: dict[str, Any]) -> Run:
     loader = call(make_loader, "config.data", **data, seed=cfg["seed"], own=own_rows_of(cfg))
     made = loader.manifest
     manifest.check_fits(made, start.spec.latent_shape)
-    manifest.check_classes(made, start.spec.network.classes, start.spec.classes)
+    manifest.check_classes(loader.rows.classes, start.spec.network.classes, start.spec.classes)
     told = noise_condition(start.spec)
-    spec = dataclasses.replace(start.spec, classes=made.classes if told else ())
+    spec = dataclasses.replace(start.spec, classes=loader.rows.classes if told else ())
     spec = owing(spec, (each.dataset.get("attribution") for each in loader.rows.manifests))
     if start.fresh:
         mean, std = manifest.statistics(loader.rows.folders[0], per)

@@ -71,7 +71,7 @@ def open_folder(
     told = {} if isinstance(spec, EDMSpec) else {"context_width": spec.unet.context_width}
     manifest.check_fits(made, spec.latent_shape, **told)
     if isinstance(spec, EDMSpec):
-        manifest.check_classes(made, spec.network.classes, spec.classes)
+        manifest.check_classes(made.classes, spec.network.classes, spec.classes)
     reader = reader or made.dataset.get("reader")
     if reader == made.dataset.get("reader"):
         options = {**made.dataset.get("options", {}), **options}

@@ -89,7 +89,7 @@ def encode(
         **({"size_ids": True} if size_ids else {}),
         **({"classes": classes} if classes else {}),
         **look.settings,
-        **{f"drawn.{name}": value for name, value in json.loads(json.dumps(drawn or {})).items()},
+        **{f"drawn.{name}": value for name, value in (drawn or {}).items()},
     }
     if not processes.the_same(resume.number(plan)):
         raise ValueError("the processes differ in their settings or in the pictures they find: start them alike")

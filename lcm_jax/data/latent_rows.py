@@ -52,7 +52,8 @@ class LatentRows:
                 self._shards.append(shards.Shard(Path(folder) / shard["file"]))
                 self._first.append(len(self.names) + shard["first_row"])
             self.names += manifest.rows(folder)
-        self._labels = _numbers(self.names, next((m.classes for m in self.manifests if m.classes), ()))
+        self.classes = next((m.classes for m in self.manifests if m.classes), ())
+        self._labels = _numbers(self.names, self.classes)
         wanted = None if groups is None else frozenset(groups)
         self.chosen = np.array(
             [

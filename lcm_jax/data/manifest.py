@@ -202,18 +202,18 @@ def check_fits(
             raise ValueError(f"token ids are {_size(ids)}, the model takes {_size(tokens_shape)}; {made}")
 
 
-def check_classes(manifest: Manifest, count: int, names: Sequence[str] = ()) -> None:
-    """ValueError when the labels do not fit a network of `count` classes, of these `names` where it knows them."""
+def check_classes(classes: Sequence[str], count: int, names: Sequence[str] = ()) -> None:
+    """ValueError when a data set's do not fit a network of `count` classes, of these `names` where it knows them."""
     if not count:
         return
-    if not manifest.classes:
+    if not classes:
         raise ValueError(
             f"the data set has no labels, the network takes {count} classes: encode the data with labels, or leave "
             "config.model.classes out"
         )
-    if len(manifest.classes) != count:
-        raise ValueError(f"the data set has {len(manifest.classes)} classes, the network {count}: make them equal")
-    for i, (stored, name) in enumerate(zip(manifest.classes, names, strict=False)):
+    if len(classes) != count:
+        raise ValueError(f"the data set has {len(classes)} classes, the network {count}: make them equal")
+    for i, (stored, name) in enumerate(zip(classes, names, strict=False)):
         if stored != name:
             raise ValueError(f"label {i} is {stored!r} in the data set and {name!r} of the network: encode it alike")
 

@@ -99,8 +99,9 @@ def test_a_student_learns_from_pictures_and_drawn_ones(made, teacher, data, tmp_
     assert int(run_folder.train(run, tmp_path / "trained", progress=False).step) == 1
     labels = LatentRows(both).batch(np.arange(34))["label"]
     assert labels[:24].max() == 3 and labels[24:].tolist() == [4] * 10  # the drawn ones have none
-    turned = LatentRows(both[::-1]).batch(np.arange(34))["label"]
-    assert turned.tolist() == [*labels[24:], *labels[:24]]
+    turned = LatentRows(both[::-1])
+    assert turned.classes == data.manifest.classes
+    assert turned.batch(np.arange(34))["label"].tolist() == [*labels[24:], *labels[:24]]
 
 
 def test_sdxls_states_and_size_ids(tmp_path):
