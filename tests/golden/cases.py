@@ -160,6 +160,12 @@ def unet_inputs(name: str) -> dict[str, np.ndarray]:
     return inputs
 
 
+def sinusoids(times: np.ndarray, width: int) -> np.ndarray:
+    """[cos, sin] of times in float64: what both sides are fed where neither's own float32 ones would do."""
+    angle = np.asarray(times, np.float64).reshape(-1, 1) * 10_000.0 ** (-np.arange(width // 2) / (width // 2))
+    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+
+
 def autoencoder_inputs(name: str) -> dict[str, np.ndarray]:
     """An image [b, H, W, 3] in [-1, 1] and a latent."""
     cfg, _, shape = AUTOENCODERS[name]

@@ -7,8 +7,12 @@ from golden import cases
 
 
 def unet_output(name: str, dtype=torch.float64) -> np.ndarray:
-    """diffusers' answer, NHWC."""
+    """diffusers' answer, NHWC; in float64 of `cases.sinusoids`, since its own are float32 whatever the dtype."""
     net, inputs = _filled(UNet2DConditionModel(**cases.UNETS[name][1]), dtype), cases.unet_inputs(name)
+    if dtype == torch.float64:
+        for proj in filter(None, (net.time_proj, getattr(net, "add_time_proj", None))):
+            width = proj.num_channels
+            proj.forward = lambda t, width=width: torch.tensor(cases.sinusoids(t.numpy(), width))
     real = {k: torch.tensor(v, dtype=dtype) for k, v in inputs.items()}
     added = {"text_embeds": real["pooled"], "time_ids": real["time_ids"]} if "pooled" in real else None
     with torch.no_grad():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from golden import cases
 
+from lcm_jax.models import unet as unet_file
 from lcm_jax.models.presets import UNETS, named
 from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.weights.bijection import flatten, from_torch, to_torch, torch_key
@@ -47,10 +48,14 @@ def test_stored_answers_of_diffusers(name):
 
 
 @pytest.mark.parametrize("name", cases.UNETS)
-def test_stored_answers_in_double_precision(name):
-    """Both sides take float32 sinusoids of the time; all else agrees to rounding."""
+def test_stored_answers_in_double_precision(name, monkeypatch):
+    """Of the same float64 sinusoids of times and size ids, which both sides take in float32 otherwise."""
+    given = cases.unet_inputs(name)
+    times = {len(x): x for x in (given["t"], given.get("time_ids", np.zeros(0)).reshape(-1))}
+    fed = lambda t, width: jnp.asarray(cases.sinusoids(times[len(t)], width))
+    monkeypatch.setattr(unet_file, "time_features", fed)
     with jax.enable_x64(True):
-        assert relative(run(name, "float64"), STORED[f"unet/{name}"]) < 5e-8
+        assert relative(run(name, "float64"), STORED[f"unet/{name}"]) < 1e-9
 
 
 @pytest.mark.parametrize("name", cases.UNETS)
