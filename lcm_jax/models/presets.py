@@ -73,8 +73,8 @@ AUTOENCODERS = {
         channels=(64, 128), layers=1, latent_channels=12, patch=4, norm_groups=16, scale=1.0
     ),
     "tiny": AutoencoderConfig(channels=(16, 16), layers=1, latent_channels=4, patch=4, norm_groups=8, scale=1.0),
-    "sd": AutoencoderConfig(),
-    "sdxl": AutoencoderConfig(scale=0.13025),
+    "sd": AutoencoderConfig(force_upcast=True),
+    "sdxl": AutoencoderConfig(scale=0.13025, force_upcast=True),
     # 2.4 M, latents of SD 1 and 2 already scaled (TAESD); those of SD 3 (TAESD3).
     "taesd": TinyAutoencoderConfig(),
     "taesd3": TinyAutoencoderConfig(latent_channels=16),

@@ -74,6 +74,7 @@ _VAE = {
     "layers_per_block": 1,
     "norm_num_groups": 32,
     "scaling_factor": 0.18215,
+    "force_upcast": True,
 }
 _VAE_FIXED = {
     "act_fn": ("silu", "swish"),
@@ -86,7 +87,7 @@ _VAE_FIXED = {
     "use_post_quant_conv": (True,),
     "use_quant_conv": (True,),
 }
-_VAE_UNREAD = ("sample_size", "force_upcast")  # the latter concerns float16; ours computes in AutoencoderConfig.dtype
+_VAE_UNREAD = ("sample_size",)
 
 _TINY = {
     "encoder_block_out_channels": (64,) * 4,
@@ -104,7 +105,7 @@ _TINY_FIXED = {
     "upsample_fn": ("nearest",),
     "upsampling_scaling_factor": (2,),
 }
-# A second spelling of the decoder's widths; how latents become bytes; as in _VAE_UNREAD.
+# A second spelling of the decoder's widths; how latents become bytes; what its class has no use for.
 _TINY_UNREAD = ("block_out_channels", "latent_magnitude", "latent_shift", "force_upcast", "sample_size")
 
 
@@ -190,6 +191,7 @@ def autoencoder_sizes(config: Config, source: str = "vae/config.json") -> dict[s
         "patch": 1,
         "norm_groups": count(c, "norm_num_groups", source),
         "scale": _number(c, "scaling_factor", source),
+        "force_upcast": bool(c["force_upcast"]),
     }
 
 
@@ -243,7 +245,7 @@ def autoencoder_config(sizes: Mapping[str, Any], sample_size: int) -> dict[str, 
         "_class_name": "AutoencoderKL",
         **{key: values[0] for key, values in _VAE_FIXED.items()},
         "sample_size": sample_size,
-        "force_upcast": True,  # trained in float32; what half precision does to it is unknown
+        "force_upcast": sizes["force_upcast"],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "block_out_channels": list(sizes["channels"]),

@@ -25,7 +25,7 @@ def _family(scale: float, **text: Part) -> dict[str, Part]:
         "unet": Part("model.diffusion_model.", unet_sizes, lambda sizes, _: unet_entries(sizes)),
         "vae": Part(
             "first_stage_model.",
-            lambda shapes: {**autoencoder_sizes(shapes), "scale": scale},
+            lambda shapes: {**autoencoder_sizes(shapes), "scale": scale, "force_upcast": True},
             lambda sizes, _: autoencoder_entries(sizes),
         ),
         **text,

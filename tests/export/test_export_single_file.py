@@ -18,7 +18,7 @@ from lcm_jax.models.unet import UNetConfig
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 
 TOWER = dataclasses.replace(tiny_sd.TOWER, heads=1, layers=1, eos_token_id=2)
-VAE = AutoencoderConfig((32, 32), 1)
+VAE = AutoencoderConfig((32, 32), 1, force_upcast=True)  # as everyone takes it
 # Two channels a group: where each has its own, the norms take out what time and w add.
 UNET = UNetConfig((64,), (True,), (1,), (8,), 1, context_width=16)
 

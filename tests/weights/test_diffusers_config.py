@@ -62,7 +62,7 @@ def test_published_autoencoders_are_the_presets():
 
 def test_keys_left_out_have_the_values_diffusers_takes():
     assert UNetConfig(**unet_sizes({})) == replace(UNETS["sd15"], context_width=1280)
-    assert AutoencoderConfig(**autoencoder_sizes({})) == AutoencoderConfig(channels=(64,), layers=1)
+    assert AutoencoderConfig(**autoencoder_sizes({})) == AutoencoderConfig(channels=(64,), layers=1, force_upcast=True)
 
 
 @pytest.mark.parametrize("sizes", [*UNETS.values(), ODD])
@@ -80,11 +80,12 @@ def test_a_preset_goes_back_to_its_published_config():
         assert {key: written[key] for key in shared} == {key: published[key] for key in shared}
 
 
-def test_autoencoder_sizes_survive_the_way_there_and_back():
-    sizes = AutoencoderConfig((32, 64), 3, latent_channels=6, norm_groups=16, scale=0.5)
+@pytest.mark.parametrize("force", [False, True])
+def test_autoencoder_sizes_survive_the_way_there_and_back(force):
+    sizes = AutoencoderConfig((32, 64), 3, latent_channels=6, norm_groups=16, scale=0.5, force_upcast=force)
     config = json.loads(json.dumps(autoencoder_config(asdict(sizes), 64)))
     assert AutoencoderConfig(**autoencoder_sizes(config)) == sizes
-    assert config["sample_size"] == 64 and config["force_upcast"] is True
+    assert config["sample_size"] == 64 and config["force_upcast"] is force
 
 
 def test_folded_pixels_have_no_counterpart():

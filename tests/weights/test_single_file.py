@@ -32,7 +32,7 @@ FULL = {  # the published models
 }
 _CLIP = ClipTextConfig(width=8, layers=2, heads=1, inner=24, vocabulary=50, positions=7)
 _OPENCLIP = replace(_CLIP, layers=3, hidden_act="gelu")
-_VAE = cases.AUTOENCODERS["kl"][0]
+_VAE = replace(cases.AUTOENCODERS["kl"][0], force_upcast=True)
 TINY = {
     "sd1": {"unet": cases.UNETS["sd15"][0], "vae": _VAE, "text_encoder": _CLIP},
     "sd2": {"unet": cases.UNETS["sd21"][0], "vae": _VAE, "text_encoder": _OPENCLIP},
