@@ -43,6 +43,8 @@ def apart(out: Path, leaving: Any, dtype: str, seed: int = 0) -> tuple[float, fl
     diffusers.utils.logging.disable_progress_bar()
     pipe = diffusers.DiffusionPipeline.from_pretrained(out, **load)
     pipe.set_progress_bar_config(disable=True)
+    # Whatever times its scheduler file names, ours trail.
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
     told: dict[str, Any] = {"prompt": list(PROMPTS)}
     if not how.reads_clip:
         told = {"prompt_embeds": torch.tensor(ours.condition["context"])}

@@ -277,7 +277,7 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
         path=PathSpec(**told.path),
         text=TextSpec("clip", min(t.positions for t in towers), tuple(towers), told.zero_empty_caption),
         guidance=PUBLISHED_W if sizes.w_width else None,
-        **{k: v for k in ("timestep_scaling", "original_steps") if (v := getattr(told, k)) is not None},
+        **{k: v for k in ("spacing", "timestep_scaling", "original_steps") if (v := getattr(told, k)) is not None},
         about={"from": f"a {told.family} pipeline of diffusers"},
     )
     # What our own export left there of it says more.

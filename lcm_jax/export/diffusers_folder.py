@@ -87,9 +87,9 @@ def _parts(description: Mapping[str, Any], dtype: str) -> dict[str, _Part]:
     side = description["image_size"]
     if description["role"] == "consistency":
         boundary = (description["original_steps"], description["timestep_scaling"])
-        scheduler = lcm_scheduler_config(path, kind, *boundary)
+        scheduler = lcm_scheduler_config(path, kind, *boundary, description["spacing"])
     else:
-        scheduler = ddim_scheduler_config(path, kind)
+        scheduler = ddim_scheduler_config(path, kind, description["spacing"])
     parts = {
         "unet": _Part("diffusers", unet_config(sizes, side // autoencoder_factor(vae)), "unet"),
         "vae": _Part("diffusers", autoencoder_config(vae, side), "autoencoder"),

@@ -71,6 +71,7 @@ class ModelSpec:
     path: PathSpec = PathSpec()
     text: TextSpec = TextSpec()
     guidance: GuidanceSpec | None = None
+    spacing: Literal["trailing", "leading", "linspace"] = "trailing"  # of its scheduler file; ours trail
     timestep_scaling: float = 10.0
     original_steps: int = 50
     steps: tuple[int, ...] = (1, 2, 4, 8)

@@ -46,7 +46,7 @@ class Description:
     tokenizers: dict[str, Path]  # component -> its folder
     path: dict[str, Any]  # models.spec.PathSpec
     kind: str  # "eps", "v" or "x0"
-    spacing: str | None  # of the sampling times; None leaves it to the sampler
+    spacing: str | None  # of the times its own sampler takes; None leaves it to the sampler
     image_size: int
     is_lcm: bool  # takes w, or comes with the LCM scheduler
     original_steps: int | None  # of the LCM scheduler

@@ -34,7 +34,7 @@ def model(family):
     unet = made.unet
     if family == "sd2":
         unet = dataclasses.replace(unet, linear_projection=True)
-        more = {"autoencoder": TAESD, "path": PathSpec(zero_terminal_snr=True)}
+        more = {"autoencoder": TAESD, "path": PathSpec(zero_terminal_snr=True), "spacing": "leading"}
         return dataclasses.replace(made, unet=unet, kind="v", **more)
     if family == "lcm-without-w":
         return dataclasses.replace(made, role="consistency", about={"lora": {"base": "owner/model"}})
@@ -117,8 +117,7 @@ def test_the_scheduler_samples_as_the_model_was_trained(exported):
             spec.original_steps,
             spec.timestep_scaling,
         )
-    else:
-        assert said["timestep_spacing"] == "trailing"
+    assert said["timestep_spacing"] == spec.spacing == ("leading" if name == "sd2" else "trailing")
     index = json.loads((folder / "model_index.json").read_text())
     assert index.get("force_zeros_for_empty_prompt") == (True if "sdxl" in name else None)
     assert json.loads((folder / "unet/config.json").read_text())["time_cond_proj_dim"] == spec.unet.w_width

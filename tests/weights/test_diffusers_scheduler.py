@@ -99,8 +99,9 @@ def test_nothing_unknown_is_written():
         lcm_scheduler_config(SD_PATH, "flow")
     with pytest.raises(ValueError, match="unknown beta schedule 'karras'"):
         ddim_scheduler_config({**SD_PATH, "schedule": "karras"}, "eps")
-    with pytest.raises(ValueError, match="spacing 'linspace'"):
-        ddim_scheduler_config(SD_PATH, "eps", "linspace")
+    for write in (ddim_scheduler_config, lcm_scheduler_config):
+        with pytest.raises(ValueError, match="unknown spacing 'even'; choose one of leading, trailing, linspace"):
+            write(SD_PATH, "eps", spacing="even")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, of how some of them use torch
