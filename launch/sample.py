@@ -41,7 +41,7 @@ IMAGE = flags.DEFINE_string("image", None, "Picture to change instead of drawing
 STRENGTH = flags.DEFINE_float("strength", 0.6, "How much of --image is drawn anew, in (0, 1].")
 SIGMAS = flags.DEFINE_list("sigmas", None, "Falling noise levels of a consistency model without captions, one a step.")
 LABEL = flags.DEFINE_string("label", None, "Class of a model without captions, by name or number; else all in turn.")
-TILE = flags.DEFINE_integer("tile", None, "Decode in tiles of this many pixels a side: large pictures, little memory.")
+TILE = flags.DEFINE_integer("tile", None, "Encode and decode in tiles of this many pixels a side: large pictures.")
 BATCH = flags.DEFINE_integer("batch", None, "Pictures a call; by default as their size allows.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
     "sampler", None, "lcm, or for a teacher ddim, ddim_leading, dpm_solver, dpm_solver_pp, dpmpp_2m, heun."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lcm_jax.captions import CaptionEncoder
+from lcm_jax.data.shards import sha256
 from lcm_jax.models import lora
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.source import network, text_networks
@@ -30,7 +31,8 @@ def adapted(pipe: Pipeline, files: Files, few_step: bool = False) -> Pipeline:
     spec = pipe.spec
     if few_step and spec.role == "diffusion":
         spec = dataclasses.replace(spec, role="consistency", guidance=None)
-    origin = {**pipe.origin, "loras": [[Path(path).name, strength] for path, strength in files]}
+    told = [[Path(path).name, strength, sha256(path)] for path, strength in files]
+    origin = {**pipe.origin, "loras": told}
     captions = WithParams(pipe.captions, [merged[name] for name in towers]) if towers else pipe.captions
     return Pipeline(spec, {**pipe.params, "unet": merged["unet"]}, origin, captions)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from lcm_jax import __version__
 from lcm_jax.data import images as pixels
+from lcm_jax.data.shards import sha256
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.parallel.agreement import on_all
@@ -51,7 +52,9 @@ def draw(
     chosen = settings(pipe, setting.sampler, setting.steps, w, seed)
     more = {"size": [setting.height, setting.width]} if size is not None else {}
     more |= {"negative_prompt": negative_prompt} if negative_prompt else {}
-    more |= {"image": str(image), "strength": strength} if image is not None else {}
+    more |= {"tile": tile} if tile is not None else {}
+    if image is not None:
+        more |= {"image": str(image), "image_sha256": sha256(image), "strength": strength}
     chosen |= more
     stem = f"{chosen['sampler']}{chosen['steps']}-w{chosen['w']:g}-seed{seed}"
     names = [
@@ -130,10 +133,10 @@ def opened(pipe: Pipeline, path: str | Path, size: tuple[int, int] | None) -> np
 
 
 def made_with(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a file is a picture of these settings, whatever machine made it."""
+    """Whether a file is a picture of these settings, whatever machine made it and wherever the image it changed lay."""
     if not path.exists():
         return False
-    free = ("versions", "device")
+    free = ("versions", "device", "image")
     kept = lambda settings: {k: v for k, v in settings.items() if k not in free}
     try:
         return kept(grid.settings(path)) == kept(wanted)

@@ -45,7 +45,7 @@ Noise = Float[Array, "draws b h w c"]
 class Setting:
     """What a compiled sampler is compiled for: sampler, steps, pixels; of images to be changed, how strongly.
 
-    `tile` (pixels a side) decodes in overlapping tiles, for images too large to be decoded at once.
+    `tile` (pixels a side) encodes and decodes in overlapping tiles, for images too large to go through at once.
     """
 
     sampler: str
@@ -99,7 +99,9 @@ class Pipeline:
         spec = model.spec if dtype is None else model.spec.computing_in(dtype)
         kept = {"unet": dtype or "float32", "autoencoder": "float32"}
         params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}
-        return cls(spec, params, {"model": str(source)}, model.captions)
+        given = {"dtype": dtype, "variant": variant, "kind": kind}
+        origin = {"model": str(source), **{k: v for k, v in given.items() if v is not None}}
+        return cls(spec, params, origin, model.captions)
 
     def __call__(
         self,
@@ -277,7 +279,7 @@ class Pipeline:
         """Pictures of conditions, each by its own key; `image` holds those to be changed. To be compiled."""
         keys = keys if keys.ndim else jax.random.split(keys, len(w))
         told = self.sized(condition, setting)
-        start = None if image is None else self.encode_image(params, image)
+        start = None if image is None else self.encode_image(params, image, setting.tile)
         noise = self.noise(setting, keys)
         z = self.latents(setting, params["unet"], told, unconditional(told, uncond), w, noise, start)
         return to_pixels(self.decode(params, z, setting.tile))
@@ -321,20 +323,22 @@ class Pipeline:
             return few_step.sample(f, self.path, noise, times, start=start)
         return reference.sample(setting.sampler, self.path, field, noise[0], times, start=start)
 
-    def encode_image(self, params: dict[str, Params], image: Pixels) -> Latent:
-        """The latents of pictures in diffusion units, posterior means."""
-        scaled = image.astype(jnp.float32) / 127.5 - 1.0
-        moments = self.autoencoder.apply(params["autoencoder"], scaled, method="encode")
+    def encode_image(self, params: dict[str, Params], image: Pixels, tile: int | None = None) -> Latent:
+        """The latents of pictures in diffusion units, posterior means; in tiles of `tile` pixels a side where given."""
+        encode = partial(self.autoencoder.apply, params["autoencoder"], method="encode")
+        moments = self.in_tiles(encode, image.astype(jnp.float32) / 127.5 - 1.0, tile, self.spec.autoencoder.factor)
         return jnp.split(moments, 2, axis=-1)[0] * self.spec.autoencoder.scale
 
     def decode(self, params: dict[str, Params], z: Latent, tile: int | None = None) -> Float[Array, "b h w 3"]:
         """Latents in diffusion units to images in [-1, 1], in tiles of `tile` pixels a side where given."""
         decode = partial(self.autoencoder.apply, params["autoencoder"], method="decode")
-        z = z / self.spec.autoencoder.scale
-        factor = self.spec.autoencoder.factor
-        if tile is None or max(z.shape[1:3]) * factor <= tile:
-            return decode(z)
-        return tiled(decode, z, tile // factor, OVERLAP)
+        return self.in_tiles(decode, z / self.spec.autoencoder.scale, tile, 1)
+
+    def in_tiles(self, apply: Callable[[Array], Array], x: Array, tile: int | None, unit: int) -> Array:
+        """`apply` to all of x, or to tiles of `tile` pixels of a picture; `unit` pixels of x are one of a latent."""
+        if tile is None:
+            return apply(x)
+        return tiled(apply, x, tile // self.spec.autoencoder.factor * unit, OVERLAP * unit)
 
 
 def image_keys(prompts: Sequence[str], n: int, seed: int) -> Keys:

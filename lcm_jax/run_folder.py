@@ -358,5 +358,6 @@ def pipeline(
     if dtype is not None:
         cast = lambda leaf: jnp.asarray(leaf, dtype)
         spec, params = spec.computing_in(dtype), {**params, "unet": jax.tree.map(cast, params["unet"])}
+        origin["dtype"] = dtype
     captions = FlaxFolder(Path(source)).captions
     return Pipeline(spec, params, origin, captions)

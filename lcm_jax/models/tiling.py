@@ -1,4 +1,4 @@
-"""Big images through an autoencoder a part at a time: overlapping tiles blended linearly, or one image at a time.
+"""Big images through an autoencoder a part at a time: overlapping tiles blended linearly.
 
 A tile's group norms and attention see that tile alone, so a KL autoencoder's tiles differ in tone from the whole
 image; blending hides where they meet but does not undo it. Convolutions alone (a tiny autoencoder) differ only
@@ -56,11 +56,6 @@ def tiled(apply: Apply, x: Image, tile: int | tuple[int, int], overlap: int) -> 
     whole = jnp.zeros((x.shape[0], *(int(n * ratio) for n in sides), part.shape[-1]), dtype)
     rows, columns = (np.stack([fade[p[axis]] for p in places]) for axis, fade in enumerate(fades))
     return jax.lax.scan(add, whole, (begin, rows, columns))[0].astype(part.dtype)
-
-
-def sliced(apply: Apply, x: Image, size: int = 1) -> Resized:
-    """`apply` to `size` images of the batch at a time; memory is that of so many."""
-    return jax.lax.map(lambda one: apply(one[None])[0], x, batch_size=size)
 
 
 def _starts(side: int, tile: int, overlap: int, ratio: Fraction) -> list[int]:

@@ -1,17 +1,20 @@
 """The road of Stable Diffusion in miniature: cached and fresh captions, LCD and LCM-LoRA, text and image to image."""
 
 import json
+import shutil
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 import tiny_sd
 
-from lcm_jax import build, drawing, encoding, run_folder, sections
+from lcm_jax import build, drawing, encoding, pipeline, run_folder, sections
 from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
+from lcm_jax.models.tiling import tiled
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.source import open_model
@@ -193,6 +196,47 @@ def test_a_list_of_prompts_goes_on_where_it_stopped(sd, tmp_path, monkeypatch):
     assert asked == ["a blue bar"] and [path.read_bytes() for path in files] == was
     drawing.draw(pipe, prompts, tmp_path, **settings | {"negative_prompt": "ugly"})  # other settings: drawn anew
     assert asked[1:] == prompts
+
+
+def test_pictures_of_other_settings_are_drawn_anew(sd, pictures, tmp_path, monkeypatch):
+    """What a file of the same name would hide: precision, tiles, what the changed image showed."""
+    drawn = []
+    call = Pipeline.__call__
+    monkeypatch.setattr(Pipeline, "__call__", lambda self, some, **kw: drawn.extend(some) or call(self, some, **kw))
+    image, moved = shutil.copy(pictures / "00.png", tmp_path / "a.png"), tmp_path / "b.png"
+
+    def draws(dtype=None, **settings):
+        """Whether a picture is drawn, and its settings."""
+        drawn.clear()
+        settings = {"steps": 2, "n": 1, "progress": False, **settings}
+        drawing.draw(Pipeline.load(sd, dtype), ["a red disc"], tmp_path / "out", **settings)
+        (file,) = (tmp_path / "out").glob("000-*.png")
+        return len(drawn) == 1, grid.settings(file)
+
+    assert draws()[0] and not draws()[0]
+    again, made = draws("bfloat16")
+    assert again and made["dtype"] == "bfloat16" and not draws("bfloat16")[0]
+    again, made = draws(tile=136)
+    assert again and made["tile"] == 136 and "dtype" not in made and not draws(tile=136)[0]
+    assert draws(image=image)[0]
+    image.rename(moved)
+    again, made = draws(image=moved)  # the same picture elsewhere
+    assert not again and made["image"] == str(image)
+    shutil.copy(pictures / "01.png", moved)
+    again, made = draws(image=moved)
+    assert again and made["image"] == str(moved)
+
+
+def test_large_images_are_encoded_in_tiles(sd, monkeypatch):
+    pipe, tiles = Pipeline.load(sd), []
+    seen = lambda apply, x, *sides: tiles.append((x.shape, *sides)) or tiled(apply, x, *sides)
+    monkeypatch.setattr(pipeline, "tiled", seen)
+    image = np.random.default_rng(0).integers(0, 256, (16, 160, 3), dtype=np.uint8)
+    whole, parts = (np.asarray(pipe.encode_image(pipe.params, jnp.asarray(image)[None], tile)) for tile in (None, 137))
+    assert parts.shape == whole.shape == (1, 2, 20, 4) and 0 < np.abs(whole - parts).mean() < 0.5 * np.abs(whole).mean()
+    assert tiles == [((1, 16, 160, 3), 136, 64)]
+    pipe("a red disc", steps=2, image=image, tile=136)
+    assert tiles[1:] == [((1, 16, 160, 3), 136, 64), ((1, 2, 20, 4), 17, 8)]
 
 
 def test_a_picture_is_changed_at_its_own_size(sd, pictures, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
 from lcm_jax.models.layers import double
-from lcm_jax.models.tiling import sliced, tiled
+from lcm_jax.models.tiling import tiled
 
 
 def image(*shape, seed=0):
@@ -75,14 +75,6 @@ def test_memory_is_that_of_one_tile():
 
     whole, parts = temporaries(lambda f, z: f(z)), temporaries(lambda f, z: tiled(f, z, 32, 8))
     assert 0 < parts < 0.25 * whole
-
-
-def test_slices_are_single_images():
-    x = image(5, 6, 6, 2)
-    normalise = lambda x: x / jnp.abs(x).max()  # over the batch: one image at a time gives something else
-    out = sliced(normalise, x)
-    np.testing.assert_allclose(out, x / jnp.abs(x).max((1, 2, 3), keepdims=True), rtol=1e-6)
-    np.testing.assert_allclose(sliced(jnp.tanh, x, size=2), jnp.tanh(x), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
