@@ -43,8 +43,9 @@ def distillation(teacher: str, family: str, data: str, preset: str) -> ConfigDic
     values = named(preset, family == "sdxl")
     c = _common(values, data)
     c.model = dict(
-        teacher=teacher, family=family, w_width=256, dtype="bfloat16", teacher_dtype="bfloat16", remat="block"
-    )
+        teacher=teacher, family=family, w_width=256, dtype="bfloat16", teacher_dtype="bfloat16", remat="block",
+        attention="auto",
+    )  # fmt: skip
     low, high = values["w"]
     c.objective = dict(
         name="lcd", skip=20, grid=values["grid"], solver_name="ddim", distance_name=values["distance"], delta=1e-3,
@@ -60,7 +61,7 @@ def adapters(teacher: str, family: str, data: str, preset: str) -> ConfigDict:
     c = _common(values, data)
     c.model = dict(
         teacher=teacher, family=family, dtype="bfloat16", teacher_dtype="bfloat16", remat="block",
-        lora=dict(rank=RANK, alpha=RANK),
+        attention="auto", lora=dict(rank=RANK, alpha=RANK),
     )  # fmt: skip
     low, high = values["lora_w"]
     c.objective = dict(

@@ -28,6 +28,9 @@ LORA = flags.DEFINE_multi_string(
 VARIANT = flags.DEFINE_string("variant", None, "Which files of a diffusers folder, such as fp16.")
 KIND = flags.DEFINE_enum("kind", None, ["eps", "v"], "What a single file's U-Net predicts; most do not say.")
 DTYPE = flags.DEFINE_string("dtype", None, "What --model's U-Net computes in: float32, bfloat16 or float16.")
+ATTENTION = flags.DEFINE_enum(
+    "attention", "auto", ["auto", "xla", "cudnn"], "auto: cuDNN's kernel where GPU, dtype and heads allow, else XLA's."
+)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line; pictures that are there are kept.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What not to draw; for teachers guided by w > 0.")
@@ -89,9 +92,9 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
     from lcm_jax.pipeline import Pipeline
 
     if MODEL.value is not None:
-        pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value, KIND.value)
+        pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value, KIND.value, ATTENTION.value)
     else:
-        pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, weights)
+        pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, weights, attention=ATTENTION.value)
     if LORA.value:
         from lcm_jax import adapting
 
@@ -111,7 +114,7 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
 # What has no meaning without captions.
 TEXT_ONLY = (
     "prompt", "prompts", "negative_prompt", "lora", "variant", "kind", "dtype", "w", "guidance", "size", "image",
-    "strength", "tile", "sampler",
+    "strength", "tile", "sampler", "attention",
 )  # fmt: skip
 
 

@@ -34,7 +34,8 @@ def adapted(pipe: Pipeline, files: Files, few_step: bool = False) -> Pipeline:
     told = [[Path(path).name, strength, sha256(path)] for path, strength in files]
     origin = {**pipe.origin, "loras": told}
     captions = WithParams(pipe.captions, [merged[name] for name in towers]) if towers else pipe.captions
-    return Pipeline(spec, {**pipe.params, "unet": merged["unet"]}, origin, captions)
+    params = {**pipe.params, "unet": merged["unet"]}
+    return Pipeline(spec, params, origin, captions, attention=pipe.attention)
 
 
 def _merged(name: str, params: Params, read: Sequence[tuple[Mapping, float]]) -> Params:

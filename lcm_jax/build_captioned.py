@@ -57,8 +57,8 @@ def latent_parts(cfg: dict[str, Any], planning: bool = False) -> Parts:
     if not objective.needs_teacher and start.teacher_spec is not None:
         raise ValueError(f"objective {name!r} has no use for config.model.teacher: name it in config.model.start")
     spec = distilled(spec, objective, name)
-    net = unet(spec.unet)
-    teacher = unet(start.teacher_spec.unet) if start.teacher_spec is not None else None
+    net = unet(spec.unet, start.attention)
+    teacher = unet(start.teacher_spec.unet, start.attention) if start.teacher_spec is not None else None
     if start.lora is None:
         return Parts(spec, start, objective, net, teacher, None)
     if start.model is not None and start.model.spec.unet.w_width != spec.unet.w_width:

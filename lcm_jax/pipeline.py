@@ -60,7 +60,7 @@ class Pipeline:
     """A model with its weights; call it with prompts, or use `sampler` for compiled sampling of conditions.
 
     `origin` says where the weights come from (JSON values, kept with the pictures); `read` how layers of the U-Net
-    read weights that devices hold in parts.
+    read weights that devices hold in parts; `attention` by which kernel it attends (models.attention.KERNELS).
     """
 
     def __init__(
@@ -70,13 +70,14 @@ class Pipeline:
         origin: Mapping[str, Any] | None = None,
         captions: CaptionEncoder | None = None,
         read: Reading | None = None,
+        attention: str = "auto",
     ):
         if spec.unet is None:
             raise ValueError("this model is an autoencoder only: it encodes pictures and draws none")
         self.spec, self.params, self.origin = spec, params, dict(origin or {})
         self.path = vp_path(**vars(spec.path))
-        self.unet, self.autoencoder = unet(spec.unet), autoencoder(spec.autoencoder)
-        self._captions, self.read = captions, read
+        self.unet, self.autoencoder = unet(spec.unet, attention), autoencoder(spec.autoencoder)
+        self._captions, self.read, self.attention = captions, read, attention
         self._compiled: dict[Any, Draw] = {}
 
     @classmethod
@@ -86,22 +87,25 @@ class Pipeline:
         dtype: str | None = None,
         variant: str | None = None,
         kind: str | None = None,
+        attention: str = "auto",
     ) -> "Pipeline":
         """The model of a folder (launch.export's or diffusers'), a file, a hub name or a shipped one ("emoji-teacher").
 
         `dtype` is what the U-Net is kept and computed in ("bfloat16" on accelerators; by default kept in float32 and
         computed as it was trained); `variant` ("fp16") chooses among a diffusers folder's files, `kind` ("v") is
-        what a single file predicts. Raises FileNotFoundError or ValueError saying what is wrong.
+        what a single file predicts, `attention` the kernel (models.attention.KERNELS). Raises FileNotFoundError or
+        ValueError saying what is wrong.
         """
         model = open_model(source, variant, kind)
         if not isinstance(model.spec, ModelSpec):
             raise ValueError(f"{source} is a network of noise levels: open it with lcm_jax.edm_pipeline.EDMPipeline")
         spec = model.spec if dtype is None else model.spec.computing_in(dtype)
         kept = {"unet": dtype or "float32", "autoencoder": "float32"}
-        params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}
         given = {"dtype": dtype, "variant": variant, "kind": kind}
         origin = {"model": str(source), **{k: v for k, v in given.items() if v is not None}}
-        return cls(spec, params, origin, model.captions)
+        pipe = cls(spec, {}, origin, model.captions, attention=attention)  # refuses before weights are read
+        pipe.params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}
+        return pipe
 
     def __call__(
         self,

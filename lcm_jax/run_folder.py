@@ -345,12 +345,16 @@ def check_run(where: str | Path) -> None:
 
 
 def pipeline(
-    source: str | Path, step: int | None = None, weights: str = "ema", dtype: str | None = None
+    source: str | Path,
+    step: int | None = None,
+    weights: str = "ema",
+    dtype: str | None = None,
+    attention: str = "auto",
 ) -> Pipeline | EDMPipeline:
-    """The pipeline of a run, or of any model (source.open_model); `dtype` is what the U-Net computes in."""
+    """The pipeline of a run, or of any model (source.open_model); `dtype` and `attention` are Pipeline.load's."""
     given, source = source, located(source)
     if not is_run(source):
-        return Pipeline.load(source, dtype) if takes_captions(source) else EDMPipeline.load(source)
+        return Pipeline.load(source, dtype, attention=attention) if takes_captions(source) else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)
     origin = {"model": str(given), "step": step, "weights": chosen(source, weights)}
     if isinstance(spec, EDMSpec):
@@ -360,4 +364,4 @@ def pipeline(
         spec, params = spec.computing_in(dtype), {**params, "unet": jax.tree.map(cast, params["unet"])}
         origin["dtype"] = dtype
     captions = FlaxFolder(Path(source)).captions
-    return Pipeline(spec, params, origin, captions)
+    return Pipeline(spec, params, origin, captions, attention=attention)

@@ -19,7 +19,7 @@ from lcm_jax.source import Model, Spec, open_model
 log = logging.getLogger(__name__)
 MODEL_KEYS = (
     "start", "teacher", "family", "variant", "unet", "kind", "path", "w_width", "dtype", "remat", "teacher_dtype",
-    "lora", "about",
+    "attention", "lora", "about",
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ class Start:
     teacher_spec: ModelSpec | None
     teacher_dtype: str
     lora: LoraConfig | None  # adapters are trained, not the network
+    attention: str  # the kernel (models.attention.KERNELS)
 
 
 def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start:
@@ -88,7 +89,9 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
         lora = call(LoraConfig, "config.model.lora", **{**model["lora"], **lists})
         if fresh:
             raise ValueError("config.model.lora adapts a trained network: give no preset in config.model.unet")
-    return Start(spec, fresh, found, teacher, teacher_spec, teacher_dtype, lora)
+    # A plan is of another machine than the one that makes it: what that could not compute is no error.
+    attention = "auto" if planning else model.get("attention", "auto")
+    return Start(spec, fresh, found, teacher, teacher_spec, teacher_dtype, lora, attention)
 
 
 def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | None, Spec]:

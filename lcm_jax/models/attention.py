@@ -15,20 +15,24 @@ from lcm_jax.models.layers import GroupNorm, Identity, Image, conv
 
 MANY = 2**19  # weights a head, 2 MiB of float32
 TOO_MANY, TURN = 2**22, 512  # weights a head that take memory rather than time; pixels that look at once
+KERNELS = ("auto", "xla", "cudnn")
 
 Tokens = Float[Array, "b n d"]
 Heads = Float[Array, "b n h d"]
 
 
-def attend(q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Tokens:
-    """Scaled dot-product attention; cuDNN's fused kernel where it applies, XLA elsewhere."""
+def attend(
+    q: Tokens, k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int, kernel: str = "auto"
+) -> Tokens:
+    """Scaled dot-product attention by one of KERNELS; "auto": cuDNN's fused one where it applies, XLA elsewhere."""
     split = lambda x: x.reshape(*x.shape[:2], heads, -1)
     if q.dtype == jnp.float16 and platform() == "cpu":  # knows no products of float16 summed in float32
         return attend(*(x.astype(jnp.float32) for x in (q, k, v)), heads).astype(q.dtype)
     if q.dtype in (jnp.float32, jnp.float64):
-        kernel = by_head if in_cache(q.shape[1] * k.shape[1]) else normalised_late
-        return kernel(split(q), split(k), split(v)).reshape(q.shape)
-    kernel = implementation(platform(), q.dtype, q.shape[-1] // heads)
+        exact = by_head if in_cache(q.shape[1] * k.shape[1]) else normalised_late
+        return exact(split(q), split(k), split(v)).reshape(q.shape)
+    if kernel == "auto":
+        kernel = implementation(platform(), q.dtype, q.shape[-1] // heads)
     fused = partial(jax.nn.dot_product_attention, implementation=kernel)
     if kernel == "xla" and q.shape[1] * k.shape[1] >= TOO_MANY and q.shape[1] % TURN == 0:
         return in_turn(fused, split(q), split(k), split(v)).reshape(q.shape)
@@ -77,6 +81,17 @@ def implementation(platform: str, dtype: np.dtype, size: int) -> str:
     return "cudnn" if platform == "cuda" and half and size <= 128 and size % 8 == 0 else "xla"
 
 
+def check_kernel(kernel: str, dtype: np.dtype, size: int) -> None:
+    """Raises ValueError for an unknown kernel, and for cuDNN's where heads of `size` numbers cannot have it."""
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown attention {kernel!r}; choose one of {', '.join(KERNELS)}")
+    if kernel == "cudnn" and implementation(platform(), dtype, size) != "cudnn":
+        raise ValueError(
+            "attention 'cudnn' takes heads of 8, 16, .. 128 numbers in bfloat16 or float16 on an NVIDIA GPU, here are "
+            f"some of {size} in {dtype} on {platform()}: choose auto, which takes it where it fits, or xla"
+        )
+
+
 def platform() -> str:
     """What computes here: "cpu", "tpu", "cuda" or "rocm" (both of which jax calls gpu)."""
     chosen = jax.config.jax_default_device
@@ -90,11 +105,20 @@ class Attention(nnx.Module):
     """Multi-head attention of x to `context` (to itself by default); `bias` concerns q, k and v."""
 
     def __init__(
-        self, width: int, context: int, heads: int, *, bias: bool = False, rngs: nnx.Rngs, dtype=None
+        self,
+        width: int,
+        context: int,
+        heads: int,
+        *,
+        bias: bool = False,
+        kernel: str = "auto",
+        rngs: nnx.Rngs,
+        dtype=None,
     ):
         if width % heads:
             raise ValueError(f"attention width {width} does not split into {heads} heads; change `heads`")
-        self.heads = heads
+        check_kernel(kernel, jnp.dtype(dtype or "float32"), width // heads)
+        self.heads, self.kernel = heads, kernel
         self.to_q = nnx.Linear(width, width, use_bias=bias, rngs=rngs, dtype=dtype)
         self.to_k = nnx.Linear(context, width, use_bias=bias, rngs=rngs, dtype=dtype)
         self.to_v = nnx.Linear(context, width, use_bias=bias, rngs=rngs, dtype=dtype)
@@ -102,7 +126,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Tokens, context: Float[Array, "b m e"] | None = None) -> Tokens:
         context = x if context is None else context
-        return self.to_out[0](attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        return self.to_out[0](attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads, self.kernel))
 
 
 class GEGLU(nnx.Module):
@@ -130,11 +154,11 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Self-attention, attention to the caption, feed-forward; each pre-normed and residual."""
 
-    def __init__(self, width: int, context: int, heads: int, *, rngs: nnx.Rngs, dtype=None):
+    def __init__(self, width: int, context: int, heads: int, *, kernel: str = "auto", rngs: nnx.Rngs, dtype=None):
         norm = lambda: nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs, dtype=dtype, use_fast_variance=False)
         self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
-        self.attn1 = Attention(width, width, heads, rngs=rngs, dtype=dtype)
-        self.attn2 = Attention(width, context, heads, rngs=rngs, dtype=dtype)
+        self.attn1 = Attention(width, width, heads, kernel=kernel, rngs=rngs, dtype=dtype)
+        self.attn2 = Attention(width, context, heads, kernel=kernel, rngs=rngs, dtype=dtype)
         self.ff = FeedForward(width, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Tokens, context: Float[Array, "b l e"]) -> Tokens:
@@ -155,6 +179,7 @@ class SpatialTransformer(nnx.Module):
         groups: int,
         linear: bool,
         *,
+        kernel: str = "auto",
         rngs: nnx.Rngs,
         dtype=None,
     ):
@@ -166,7 +191,7 @@ class SpatialTransformer(nnx.Module):
         self.norm = GroupNorm(channels, groups, 1e-6)
         self.proj_in, self.proj_out = project(), project()
         self.transformer_blocks = nnx.List(
-            [TransformerBlock(channels, context, heads, rngs=rngs, dtype=dtype) for _ in range(depth)]
+            [TransformerBlock(channels, context, heads, kernel=kernel, rngs=rngs, dtype=dtype) for _ in range(depth)]
         )
 
     def __call__(self, x: Image, context: Float[Array, "b l e"]) -> Image:

@@ -89,13 +89,15 @@ def block_widths(cfg: UNetConfig) -> tuple[Widths, Widths]:
 class Level(nnx.Module):
     """Residual blocks of one resolution, each followed by a spatial transformer where asked."""
 
-    def __init__(self, widths: list[tuple[int, int]], i: int, temb: int, cfg: UNetConfig, rngs: nnx.Rngs):
+    def __init__(
+        self, widths: list[tuple[int, int]], i: int, temb: int, cfg: UNetConfig, rngs: nnx.Rngs, kernel: str = "auto"
+    ):
         kw = {"rngs": rngs, "dtype": jnp.dtype(cfg.dtype)}
         self.resnets = nnx.List(
             [ResnetBlock(inp, out, temb, cfg.norm_groups, 1e-5, **kw) for inp, out in widths]
         )
         self.attentions = nnx.List(
-            [_transformer(out, i, cfg, rngs) for _, out in widths] if cfg.attention[i] else []
+            [_transformer(out, i, cfg, rngs, kernel) for _, out in widths] if cfg.attention[i] else []
         )
 
     def layer(self, j: int, x: Image, temb: Array, context: Array) -> Resized:
@@ -103,7 +105,7 @@ class Level(nnx.Module):
         return self.attentions[j](x, context) if len(self.attentions) else x
 
 
-def _transformer(width: int, i: int, cfg: UNetConfig, rngs: nnx.Rngs) -> SpatialTransformer:
+def _transformer(width: int, i: int, cfg: UNetConfig, rngs: nnx.Rngs, kernel: str) -> SpatialTransformer:
     return SpatialTransformer(
         width,
         cfg.context_width,
@@ -111,6 +113,7 @@ def _transformer(width: int, i: int, cfg: UNetConfig, rngs: nnx.Rngs) -> Spatial
         cfg.depth[i],
         cfg.norm_groups,
         cfg.linear_projection,
+        kernel=kernel,
         rngs=rngs,
         dtype=jnp.dtype(cfg.dtype),
     )
@@ -119,10 +122,10 @@ def _transformer(width: int, i: int, cfg: UNetConfig, rngs: nnx.Rngs) -> Spatial
 class MidBlock(nnx.Module):
     """Residual, transformer, residual at the coarsest resolution."""
 
-    def __init__(self, temb: int, cfg: UNetConfig, rngs: nnx.Rngs):
+    def __init__(self, temb: int, cfg: UNetConfig, rngs: nnx.Rngs, kernel: str = "auto"):
         width, kw = cfg.channels[-1], {"rngs": rngs, "dtype": jnp.dtype(cfg.dtype)}
         self.resnets = nnx.List([ResnetBlock(width, width, temb, cfg.norm_groups, 1e-5, **kw) for _ in range(2)])
-        self.attentions = nnx.List([_transformer(width, -1, cfg, rngs)])
+        self.attentions = nnx.List([_transformer(width, -1, cfg, rngs, kernel)])
 
     def __call__(self, x: Image, temb: Array, context: Array) -> Image:
         x = self.attentions[0](self.resnets[0](x, temb), context)
@@ -132,7 +135,7 @@ class MidBlock(nnx.Module):
 class UNet(nnx.Module):
     """Predicts eps, v or x0 of a noisy latent from its time, caption and (a student's) guidance w."""
 
-    def __init__(self, cfg: UNetConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: UNetConfig, rngs: nnx.Rngs, kernel: str = "auto"):
         self.cfg = cfg
         ch, n = cfg.channels, len(cfg.channels)
         temb, dtype = 4 * ch[0], jnp.dtype(cfg.dtype)
@@ -145,15 +148,15 @@ class UNet(nnx.Module):
         downward, upward = block_widths(cfg)
         down = []
         for i, widths in enumerate(downward):
-            level = Level(widths, i, temb, cfg, rngs)
+            level = Level(widths, i, temb, cfg, rngs, kernel)
             level.downsamplers = nnx.List([Downsample(ch[i], **kw)] if i < n - 1 else [])
             down.append(level)
         self.down_blocks = nnx.List(down)
-        self.mid_block = MidBlock(temb, cfg, rngs)
+        self.mid_block = MidBlock(temb, cfg, rngs, kernel)
 
         up = []
         for i, widths in zip(reversed(range(n)), upward, strict=True):
-            level = Level(widths, i, temb, cfg, rngs)
+            level = Level(widths, i, temb, cfg, rngs, kernel)
             level.upsamplers = nnx.List([Upsample(ch[i], **kw)] if i > 0 else [])
             up.append(level)
         self.up_blocks = nnx.List(up)
@@ -220,10 +223,11 @@ class UNet(nnx.Module):
         return block if policy is None else jax.checkpoint(lambda *a: block(*a), policy=policy)
 
 
-def unet(cfg: UNetConfig) -> Net:
+def unet(cfg: UNetConfig, attention: str = "auto") -> Net:
     """apply(params, z [b,h,w,c], t [b], context [b,l,d], w_features=None, pooled=None, time_ids=None) -> [b,h,w,c].
 
     `w_features` is the guidance embedding [b, w_width] (diffusion.guidance.guidance_embedding). SDXL takes pooled
     text [b, p] and time_ids [b, 6]: original height and width, crop top and left, target height and width (sec. 2.2).
+    `attention` is one of attention.KERNELS, a matter of the machine and not of the model; ValueError if it has none.
     """
-    return functional(lambda rngs: UNet(cfg, rngs), cfg)
+    return functional(lambda rngs: UNet(cfg, rngs, attention), cfg)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import tiny_sd
 
-from lcm_jax import build, drawing, encoding, pipeline, run_folder, sections
+from lcm_jax import build, drawing, encoding, pipeline, planning, run_folder, sections
 from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.tiling import tiled
@@ -178,6 +178,18 @@ def test_impossible_adapters_are_refused(teacher, data):
     ):
         with pytest.raises(ValueError, match=message):
             build.run(tiny.config(objective, model, data))
+
+
+def test_an_attention_that_is_not_here_is_refused_at_the_start(sd, sd_data, monkeypatch):
+    config = tiny.config(LCD, {"teacher": str(sd), "w_width": 8, "dtype": "bfloat16", "attention": "cudnn"}, sd_data)
+    read, kind = [], type(open_model(sd))
+    load = kind.load
+    monkeypatch.setattr(kind, "load", lambda self, name, *place: read.append(name) or load(self, name, *place))
+    for start in (lambda: build.run(config), lambda: Pipeline.load(sd, "bfloat16", attention="cudnn")):
+        with pytest.raises(ValueError, match="attention 'cudnn' takes .* on an NVIDIA GPU, .* on cpu: choose auto"):
+            start()
+    assert "unet" not in read
+    assert planning.operations(config) > 0  # a plan may be of another machine
 
 
 def test_a_list_of_prompts_goes_on_where_it_stopped(sd, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The small parts of networks, each against PyTorch's module of the same weights, or against what it must do."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from golden import cases
 
+from lcm_jax.models import attention
 from lcm_jax.models.attention import (
     Attention,
     FeedForward,
@@ -27,6 +29,7 @@ from lcm_jax.models.layers import (
     double,
     time_features,
 )
+from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.weights.bijection import from_torch
 
 DTYPES = pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("float64", 1e-9)])
@@ -256,6 +259,38 @@ def test_spatial_transformer(linear, dtype, bound):
 )
 def test_attention_is_fused_where_it_can_be(platform, dtype, size, want):
     assert implementation(platform, jnp.dtype(dtype), size) == want
+
+
+HALF = UNetConfig((16, 32), (True, True), (1, 1), (2, 2), 1, context_width=16, norm_groups=8, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("kernel, taken", [("auto", {"cudnn"}), ("cudnn", {"cudnn"}), ("xla", {"xla"})])
+def test_a_u_net_attends_by_the_kernel_that_was_chosen(kernel, taken, monkeypatch):
+    asked = []
+    plain = jax.nn.dot_product_attention
+    spy = lambda *given, implementation: asked.append(implementation) or plain(*given)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    monkeypatch.setattr(attention, "platform", lambda: "cuda")
+    net = unet(HALF, kernel)
+    shape = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.float32)
+    jax.eval_shape(net.apply, net.abstract(), shape(1, 8, 8, 4), shape(1), shape(1, 3, 16))
+    assert len(asked) == 2 * 7 and set(asked) == taken  # of every transformer, to itself and to the caption
+
+
+@pytest.mark.parametrize(
+    "platform, change, kernel, message",
+    [
+        ("cpu", {}, "cudnn", "'cudnn' takes heads of 8, 16, .. 128 .* some of 8 in bfloat16 on cpu: choose auto"),
+        ("tpu", {}, "cudnn", "in bfloat16 on tpu: choose auto"),
+        ("cuda", {"dtype": "float32"}, "cudnn", "some of 8 in float32 on cuda: choose auto"),
+        ("cuda", {"heads": (2, 8)}, "cudnn", "some of 4 in bfloat16 on cuda: choose auto"),
+        ("cuda", {}, "splash", "unknown attention 'splash'; choose one of auto, xla, cudnn"),
+    ],
+)
+def test_an_impossible_kernel_is_refused_as_the_network_is_made(platform, change, kernel, message, monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: platform)
+    with pytest.raises(ValueError, match=message):
+        unet(dataclasses.replace(HALF, **change), kernel)
 
 
 def test_half_precision_attention_takes_its_softmax_in_single():
