@@ -8,6 +8,9 @@
 Formats: flax (safetensors and msgpack), diffusers (a pipeline's folder), single-file (Stable Diffusion's original
 layout), lora and kohya (a run's adapters in the names of diffusers and of kohya). --model takes an exported folder,
 a shipped model's name, a diffusers folder or hub name, or a single file.
+
+--verify draws one picture in PyTorch and here and ends with an error where they differ: a diffusers folder as it is, a
+single file by from_single_file with its own configs, adapters by load_lora_weights into the model they were trained on.
 """
 
 from absl import flags
@@ -26,7 +29,9 @@ VARIANT = flags.DEFINE_string("variant", None, 'Files of a diffusers --model to 
 W = flags.DEFINE_float("w", None, "Fix the guidance w of a student, for programs that cannot give it one.")
 MSGPACK = flags.DEFINE_bool("msgpack", True, "Write Flax msgpack beside safetensors.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.")
-VERIFY = flags.DEFINE_bool("verify", False, "Draw with diffusers in PyTorch and here, and compare (extra `torch`).")
+VERIFY = flags.DEFINE_bool(
+    "verify", False, "Draw with diffusers in PyTorch (extra `torch`) and here, and compare; every format but flax."
+)
 flags.mark_flags_as_required(["out"])
 
 
@@ -37,8 +42,8 @@ def main() -> None:
         entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a --model has one set")
     if CHECKPOINT.value is not None and VARIANT.present:
         entry.stop("--variant chooses among the files of a diffusers --model; a run has none")
-    if VERIFY.value and FORMAT.value != "diffusers":
-        entry.stop("--verify draws with a diffusers folder: give --format diffusers")
+    if VERIFY.value and FORMAT.value == "flax":
+        entry.stop("--verify draws with diffusers in PyTorch, which reads no flax: give another --format")
     from lcm_jax import exporting, run_folder
 
     if CHECKPOINT.value is not None and not run_folder.is_run(CHECKPOINT.value):
@@ -52,7 +57,7 @@ def main() -> None:
     if VERIFY.value:
         from launch import verify
 
-        verify.main(out, exporting.leaving(given, DTYPE.value, **which), DTYPE.value)
+        verify.main(out, given, FORMAT.value, DTYPE.value, **which)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +14,7 @@ from lcm_jax.diffusion.guidance import guidance_embedding
 from lcm_jax.export import diffusers_folder, flax_folder, lora, single_file
 from lcm_jax.export.network_file import Networks
 from lcm_jax.models import flax_file
+from lcm_jax.models import lora as lora_tree
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.typing import Params
 from lcm_jax.weights import folder
@@ -109,6 +111,23 @@ def of_run(where: str | os.PathLike, weights: str = "ema", step: int | None = No
 
     abstract = {name: source.network(spec, name).abstract() for name in names}
     return Leaving(run_folder.recorded(spec, where, step, weights), Networks(abstract, load), beside.tokenizers)
+
+
+def of_adapters(
+    where: str | os.PathLike, dtype: str = "float32", weights: str = "ema", step: int | None = None
+) -> tuple[Leaving, Leaving]:
+    """The model that a run's adapters belong to, and the same with them merged in, as rounded as `dtype` keeps them."""
+    spec, adapters, _ = run_folder.adapters(where, step, weights)
+    record = spec.about["lora"]
+    base = of_model(record["base"], variant=record["variant"])
+
+    def load(name: str) -> Params:
+        if name != "unet":
+            return base.networks[name]
+        rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), folder.cast(adapters, dtype))
+        return lora_tree.merge(base.networks[name], rounded, record["alpha"])
+
+    return base, Leaving(spec, Networks(base.networks.abstract, load), base.tokenizers)
 
 
 def fixed(model: Leaving, w: float) -> Leaving:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lcm_jax import captions, exporting, source
-from lcm_jax.export import model_card
+from lcm_jax.export import diffusers_folder, model_card
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.typing import Params
@@ -40,6 +41,42 @@ class Drawn:
     images: np.ndarray
     condition: dict[str, np.ndarray]
     uncond: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An export for others and how diffusers comes to its picture."""
+
+    leaving: exporting.Leaving  # what was exported
+    dtype: str  # to which its weights are rounded, still
+    folder: Path  # a pipeline of diffusers: the export itself, or what its file is put into
+    file: Path | None = None  # the export's weights, where it is no pipeline
+
+
+def compared(
+    out: Path, given: str | Path, format: str, dtype: str, scratch: Path, w: float | None = None, **which: Any
+) -> Compared:
+    """The export `out` of `given` (arguments of exporting.export) and its pipeline, written to `scratch` where needed.
+
+    A single file goes into a pipeline of the same configs, adapters into one of the model that they were trained on.
+    Raises ValueError for a format that PyTorch does not read, and for what diffusers does not read from it.
+    """
+    if format == "diffusers":
+        return Compared(exporting.leaving(given, dtype, w=w, **which), dtype, out)
+    if format in exporting.NAMINGS:
+        kept = {key: which[key] for key in ("weights", "step") if key in which}
+        base, leaving = exporting.of_adapters(given, dtype, **kept)
+        (file,) = out.glob("*.safetensors")
+        pipeline = diffusers_folder.write(scratch / "base", leaving.spec.to_json(), base.networks, base.tokenizers)
+        return Compared(leaving, "float32", pipeline, file)
+    if format != "single-file":
+        raise ValueError(f"format {format!r} is not for PyTorch: there is nothing to verify")
+    leaving = exporting.leaving(given, dtype, w=w, **which)
+    if leaving.spec.unet.w_width is not None:
+        raise ValueError(f"{out} takes w as an input, which diffusers does not read from single files: fix it with --w")
+    about = leaving.spec.to_json(), leaving.networks, leaving.tokenizers
+    pipeline = diffusers_folder.write(scratch / "configs", *about, dtype)
+    return Compared(leaving, dtype, pipeline, out / f"{out.name}.safetensors")
 
 
 def setting(spec: ModelSpec) -> Setting:

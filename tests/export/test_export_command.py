@@ -24,7 +24,7 @@ def command(*arguments):
         (("--out=o",), "give either --checkpoint RUN or --model MODEL"),
         (("--model=m", "--step=3", "--out=o"), "--step, --weights and --ema choose among the weights of --checkpoint"),
         (("--checkpoint=c", "--variant=fp16", "--out=o"), "--variant chooses among the files of a diffusers --model"),
-        (("--model=m", "--verify", "--out=o"), "--verify draws with a diffusers folder: give --format diffusers"),
+        (("--model=m", "--verify", "--out=o"), "--verify draws with diffusers in PyTorch, which reads no flax: give"),
     ],
 )
 def test_wrong_flags_are_one_line(arguments, message):

@@ -29,11 +29,14 @@ def adapters():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
+    return run_of(tmp_path / "run", monkeypatch)
+
+
+def run_of(where, monkeypatch, spec=SPEC):
     """A run folder that trained adapters, as far as an export looks at it."""
-    where = tmp_path / "run"
     (where / "checkpoints").mkdir(parents=True)
     (where / "config.json").write_text(json.dumps({"seed": 7, "average": {}}))
-    monkeypatch.setattr(run_folder, "adapters", lambda *which: (SPEC, adapters(), 12))
+    monkeypatch.setattr(run_folder, "adapters", lambda *which: (spec, adapters(), 12))
     return where
 
 
