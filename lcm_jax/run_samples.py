@@ -40,7 +40,8 @@ def sample_hook(run: Run, where: Path) -> Callable[[int, State, Mapping[str, flo
 def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, Any]]]:
     """Samples of the first captions of the training set with one seed: 4 steps of an LCM, 25 of a teacher."""
     read = run.read("ema" if run.weights is None else "teacher")
-    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions, read=read)
+    attention = run.config["model"].get("attention", "auto")
+    pipe = Pipeline(run.spec, run.networks, captions=run.model.captions, read=read, attention=attention)
     spread = np.linspace(0, run.loader.size - 1, SHOWN).astype(int)
     rows = run.loader.rows.batch(spread)
     names = [run.loader.row(i).caption for i in rows["index"]]

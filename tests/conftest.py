@@ -24,6 +24,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and commands inherit the 
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -35,3 +36,14 @@ install_import_hook("lcm_jax", "beartype.beartype")
 
 for name in ("absl", "orbax", "jax", "matplotlib", "PIL"):
     logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def agree(record_property):
+    """(what, difference, limit): asserts that we agree with PyTorch, and keeps both for benchmarks.parity."""
+
+    def check(what, difference, limit):
+        record_property(what, f"{float(difference)} {limit}")
+        assert difference < limit, what
+
+    return check

@@ -16,6 +16,7 @@ from lcm_jax.weights.bijection import flatten, from_torch, to_torch, torch_key
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORED = np.load(GOLDEN / "diffusers.npz")
+SIDE = {"moments": "encoder", "image": "decoder"}
 PUBLISHED = json.loads((GOLDEN / "published.json").read_text())
 
 
@@ -34,13 +35,13 @@ def run(name, dtype):
 
 
 @pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("float64", 1e-12)])
-def test_stored_answers_of_diffusers(dtype, bound):
+def test_stored_answers_of_diffusers(dtype, bound, agree):
     with jax.enable_x64(dtype == "float64"):
         for what, value in run("kl", dtype).items():
-            assert relative(value, STORED[f"autoencoder/kl/{what}"]) < bound, what
+            agree(f"VAE, {SIDE[what]}, {dtype}", relative(value, STORED[f"autoencoder/kl/{what}"]), bound)
 
 
-def test_diffusers_itself():
+def test_diffusers_itself(agree):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     import torch
@@ -48,7 +49,7 @@ def test_diffusers_itself():
 
     theirs = reference.autoencoder_outputs("kl", torch.float32)
     for what, value in run("kl", "float32").items():
-        assert relative(value, theirs[what]) < 1e-5, what
+        agree(f"VAE, {SIDE[what]}, float32", relative(value, theirs[what]), 1e-5)
 
 
 def test_the_preset_has_the_published_parameters():

@@ -48,25 +48,25 @@ def test_stored_answers_of_diffusers(name):
 
 
 @pytest.mark.parametrize("name", cases.UNETS)
-def test_stored_answers_in_double_precision(name, monkeypatch):
+def test_stored_answers_in_double_precision(name, monkeypatch, agree):
     """Of the same float64 sinusoids of times and size ids, which both sides take in float32 otherwise."""
     given = cases.unet_inputs(name)
     times = {len(x): x for x in (given["t"], given.get("time_ids", np.zeros(0)).reshape(-1))}
     fed = lambda t, width: jnp.asarray(cases.sinusoids(times[len(t)], width))
     monkeypatch.setattr(unet_file, "time_features", fed)
     with jax.enable_x64(True):
-        assert relative(run(name, "float64"), STORED[f"unet/{name}"]) < 1e-9
+        agree(f"U-Net of {name}'s kind, float64", relative(run(name, "float64"), STORED[f"unet/{name}"]), 1e-9)
 
 
 @pytest.mark.parametrize("name", cases.UNETS)
-def test_diffusers_itself(name):
+def test_diffusers_itself(name, agree):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     import torch
     from golden import reference
 
     theirs = reference.unet_output(name, torch.float32)
-    assert relative(run(name, "float32"), theirs) < 1e-5
+    agree(f"U-Net of {name}'s kind, float32", relative(run(name, "float32"), theirs), 1e-5)
     np.testing.assert_allclose(reference.unet_output(name), STORED[f"unet/{name}"], rtol=1e-9, atol=1e-9)
 
 

@@ -76,7 +76,7 @@ def run(pipeline, steps: int, noise: np.ndarray, scale: float, given: dict[str, 
 @pytest.mark.parametrize(
     "family, kind, counts", [("sd", "eps", (1, 2, 4, 8)), ("sd", "v", (1, 4)), ("sdxl", "eps", (2,))]
 )
-def test_latents_of_a_consistency_model(family, kind, counts, monkeypatch):
+def test_latents_of_a_consistency_model(family, kind, counts, monkeypatch, agree):
     """The float32 embedding of w is theirs only to 5e-4, so they are given ours."""
     module, condition = theirs(family, "float32", 4, W_WIDTH), told(0, family)
     scheduler = LCMScheduler.from_config(lcm_scheduler_config(PATH, kind))
@@ -100,12 +100,12 @@ def test_latents_of_a_consistency_model(family, kind, counts, monkeypatch):
         fresh = iter(torch.tensor(noise[1:]).permute(0, 1, 4, 2, 3))
         monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, fresh=fresh, **__: next(fresh))
         want = run(pipeline, steps, noise[0], W + 1, prompts(condition))
-        assert relative(sample(steps)(jnp.asarray(noise)), want) < 1e-4
+        agree(f"LCM latents, {steps} steps", relative(sample(steps)(jnp.asarray(noise)), want), 1e-4)
         assert np.linalg.norm(want) / want.size**0.5 > 0.1
 
 
 @pytest.mark.parametrize("family, kind", [("sd", "eps"), ("sd", "v"), ("sdxl", "eps")])
-def test_latents_of_a_guided_teacher(family, kind):
+def test_latents_of_a_guided_teacher(family, kind, agree):
     """DDIM at Stable Diffusion's own times with classifier-free guidance."""
     module, condition, uncond = theirs(family, "float32", 5), told(0, family), told(1, family)
     scheduler = DDIMScheduler.from_config(ddim_scheduler_config(PATH, kind, "leading"))
@@ -124,5 +124,5 @@ def test_latents_of_a_guided_teacher(family, kind):
     times = reference.sampler_times("ddim_leading", 5)
     sample = lambda noise: reference.sample("ddim_leading", vp_path(), field, noise, times)
     got = jax.jit(sample, compiler_options=QUICK)(jnp.asarray(noise))
-    assert relative(got, want) < 1e-4
+    agree("DDIM latents of a guided teacher, 5 steps", relative(got, want), 1e-4)
     assert np.linalg.norm(want) / want.size**0.5 > 0.1

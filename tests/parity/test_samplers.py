@@ -72,7 +72,7 @@ def walk(made, z):
 
 
 @pytest.mark.parametrize("kind, zero_snr", ZERO_SNR)
-def test_ddim_steps(kind, zero_snr):
+def test_ddim_steps(kind, zero_snr, agree):
     """From every time with a whole step before it, and from the last to the data."""
     path, field = ours(kind, zero_snr)
     made = scheduler(DDIMScheduler, path, kind, clip_sample=False)
@@ -84,12 +84,13 @@ def test_ddim_steps(kind, zero_snr):
         want = made.step(network(torch.tensor(z), t, torch), t, torch.tensor(z)).prev_sample
         got = solver.ddim(path, field, jnp.asarray(z), at(t), at(t - 20))
         np.testing.assert_allclose(got, want.numpy(), rtol=1e-6, atol=1e-6)
+        agree("DDIM, a step", relative(got, want), 1e-6)
 
 
 @pytest.mark.parametrize("n", [4, 50])
 @pytest.mark.parametrize("sampler, spacing", [("ddim", "trailing"), ("ddim_leading", "leading")])
 @pytest.mark.parametrize("kind, zero_snr", ZERO_SNR)
-def test_ddim_trajectories(kind, zero_snr, sampler, spacing, n):
+def test_ddim_trajectories(kind, zero_snr, sampler, spacing, n, agree):
     """n divides T: elsewhere diffusers steps by T // n whatever its next time is."""
     path, field = ours(kind, zero_snr)
     noise, times = draw(*LATENT), reference.sampler_times(sampler, n)
@@ -98,13 +99,14 @@ def test_ddim_trajectories(kind, zero_snr, sampler, spacing, n):
     made.set_timesteps(n)
     want = walk(made, noise)
     np.testing.assert_array_equal(made.timesteps.numpy(), times[:-1])
-    assert relative(reference.sample(sampler, path, field, jnp.asarray(noise), times), want) < 1e-6
+    got = reference.sample(sampler, path, field, jnp.asarray(noise), times)
+    agree("DDIM, 4 and 50 steps", relative(got, want), 1e-6)
 
 
 @pytest.mark.parametrize("n", [2, 20])
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-def test_dpm_solver_pp_trajectories(kind, spacing, n):
+def test_dpm_solver_pp_trajectories(kind, spacing, n, agree):
     """2M with a first and a last step of first order. diffusers rounds the sample to float32 in every step."""
     path, field = ours(kind, False)
     noise, times = draw(*LATENT), reference.reference_times(n, spacing=spacing)
@@ -115,7 +117,7 @@ def test_dpm_solver_pp_trajectories(kind, spacing, n):
     np.testing.assert_allclose(made.sigmas.numpy(), levels, rtol=1e-6)
     made.sigmas = torch.tensor(levels)  # theirs were rounded to float32
     got = reference.sample("dpmpp_2m", path, field, jnp.asarray(noise), times)
-    assert relative(got, walk(made, noise)) < 1e-6
+    agree("DPM-Solver++(2M), 2 and 20 steps", relative(got, walk(made, noise)), 1e-6)
 
 
 @pytest.mark.parametrize("scaling", [10.0, 3.0])
@@ -136,7 +138,7 @@ def test_consistency_functions(kind, zero_snr, scaling):
 
 @pytest.mark.parametrize("n, strength", [(1, 1.0), (2, 1.0), (8, 1.0), (7, 1.0), (4, 0.5)])
 @pytest.mark.parametrize("kind, zero_snr", ZERO_SNR)
-def test_lcm_trajectories(kind, zero_snr, n, strength, monkeypatch):
+def test_lcm_trajectories(kind, zero_snr, n, strength, monkeypatch, agree):
     """LCMScheduler's steps with its draws replaced by ours; below strength 1 from latents that are there."""
     path, field = ours(kind, zero_snr)
     noise, start, times = draw(n, *LATENT), draw(*LATENT, seed=1), few_step.lcm_times(n, strength=strength)
@@ -152,20 +154,20 @@ def test_lcm_trajectories(kind, zero_snr, n, strength, monkeypatch):
     want = walk(made, z)
     assert next(fresh, None) is None
     got = few_step.sample(consistency(path, LCMBoundary(), field), path, jnp.asarray(noise), times, **changed)
-    assert relative(got, want) < 1e-6
+    agree("LCMScheduler, 1 to 8 steps", relative(got, want), 1e-6)
 
 
 @pytest.mark.parametrize("width", [256, 512])
-def test_embedding_of_guidance(width):
+def test_embedding_of_guidance(width, agree):
     """Theirs in float64: in float32 it is off by up to 5e-4 itself."""
     w = np.float32([0, 0.5, 1, 2, 6.5, 7.5, 13.999, 14])
     theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding
     want = theirs(None, torch.tensor(w).double(), width, torch.float64).numpy()
-    np.testing.assert_allclose(guidance_embedding(jnp.asarray(w), width), want, rtol=0, atol=1e-6)
+    agree("embedding of w, largest difference", np.abs(guidance_embedding(jnp.asarray(w), width) - want).max(), 1e-6)
 
 
 @pytest.mark.parametrize("width", [16, 256, 320])
-def test_embedding_of_times(width):
+def test_embedding_of_times(width, agree):
     """To 1e-6 beside what a float32 frequency leaves open, whose exponent and exponential two libraries round alike
     but for a few last bits: those times the angle.
     """
@@ -176,4 +178,4 @@ def test_embedding_of_times(width):
     for embed in (time_features, jax.jit(time_features, static_argnums=1)):
         got = np.asarray(embed(jnp.asarray(t), width))
         assert np.all(np.abs(got - want) <= 1e-6 + open_)
-        assert relative(got, want) < 1e-5
+        agree("embedding of times", relative(got, want), 1e-5)
