@@ -53,9 +53,8 @@ class EDMPipeline:
         model = open_model(source)
         if not isinstance(model.spec, EDMSpec):
             raise ValueError(f"{source} is no network of noise levels: open it with lcm_jax.pipeline.Pipeline")
-        trained = {k: v for k, v in model.spec.about.get("training", {}).items() if k in ("step", "weights")}
         params = {name: model.load(name) for name in image_networks(model.spec)}
-        return cls(model.spec, params, {"model": str(source), **trained})
+        return cls(model.spec, params, {"model": str(source), **model.trained})
 
     def __call__(
         self,

@@ -99,7 +99,7 @@ class Pipeline:
         spec = model.spec if dtype is None else model.spec.computing_in(dtype)
         kept = {"unet": dtype or "float32", "autoencoder": "float32"}
         params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}
-        return cls(spec, params, {"model": str(source)}, model.captions)
+        return cls(spec, params, {"model": str(source), **model.trained}, model.captions)
 
     def __call__(
         self,

@@ -90,6 +90,11 @@ class Model(ABC):
         """The files a network lies in."""
 
     @property
+    def trained(self) -> dict[str, Any]:
+        """The step and the kind of weights ("ema", "params") of the run it was exported from, where it says so."""
+        return {k: v for k, v in self.spec.about.get("training", {}).items() if k in ("step", "weights")}
+
+    @property
     def tokenizers(self) -> list[Path]:
         """The folders of the tokenizers that come with the model, one a text encoder."""
         if not text_networks(self.spec):

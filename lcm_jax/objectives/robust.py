@@ -1,5 +1,6 @@
 """Distances whose scale follows the training step or the size of a sample."""
 
+import math
 from collections.abc import Callable
 
 from lcm_jax.diffusion import distance
@@ -33,12 +34,20 @@ def by_dimension(step: Step, d: int) -> Scale:
     return distance.dimension_delta(d)
 
 
-def scheduled(intervals: Curriculum, first: float, until: int) -> ScaleLaw:
+def scheduled(intervals: Curriculum, first: float | None, until: int) -> ScaleLaw:
     """sLCT's scale, falling with the number of intervals; `first` while there are at most `until`.
 
-    Raises ValueError where it would rise after them.
+    `first` None is .00054 sqrt(d). Raises ValueError where the scale would rise after them: now, or for None when
+    the size of a sample is known.
     """
-    after = float(distance.scheduled_delta(until + 1, first, until))
-    if first < after:
-        raise ValueError(f"delta is {first} up to {until} intervals and {after:.3g} above: give at least that")
-    return lambda step, d: distance.scheduled_delta(intervals(step), first, until)
+
+    def checked(start: float) -> float:
+        after = math.exp(-1.15 * math.log(until + 1) - 0.85)
+        if start < after:
+            raise ValueError(f"delta is {start:.3g} up to {until} intervals and {after:.3g} above: give at least that")
+        return start
+
+    if first is not None:
+        checked(first)
+    start = lambda d: checked(distance.dimension_delta(d)) if first is None else first
+    return lambda step, d: distance.scheduled_delta(intervals(step), start(d), until)

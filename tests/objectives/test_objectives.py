@@ -91,7 +91,6 @@ def test_unknown_names_and_settings_are_met_with_the_choice():
         ("ict", {"curriculum": "tripling"}, "unknown curriculum 'tripling'; choose one of doubling, geometric"),
         ("slct", {"delta": 0.001}, "delta is 0.001 up to 10 intervals and 0.0271 above"),
         ("slct", {"schedule_delta": False, "delta": -1.0}, "delta is -1.0: give a scale of at least 0"),
-        ("ict", {"schedule_delta": True}, "schedule_delta needs the delta of the first stage"),
         ("slct", {"transport_parts": 0}, "parts is 0"),
         ("slct", {"diffusion_share": 1.5}, "share is 1.5"),
         ("ect", {"stage_steps": 10, "steps": None, "q": 1.0}, "q is 1.0"),
