@@ -42,6 +42,7 @@ def made(data, latents32):
     return SimpleNamespace(
         edm=edm,
         cd=go("cd", {"name": "cd", "intervals": 5}, {"teacher": str(edm.exported)}),
+        ct=go("ct", {"name": "ct"}, {**start, "network": "dit_tiny"}),
         ect=go("ect", {"name": "ect", "stage_steps": 2}, {"start": str(edm.exported)}),
         slct=go("slct", {"name": "slct", "s1": 20}, {**start, "network": "tiny", "norm": "ns_layer"}, loop=OFTEN),
     )
@@ -49,7 +50,7 @@ def made(data, latents32):
 
 def test_every_method_makes_a_model_that_says_what_it_is(made):
     roles = {name: open_model(run.exported).spec.role for name, run in vars(made).items()}
-    assert roles == {"edm": "diffusion", "cd": "consistency", "ect": "consistency", "slct": "consistency"}
+    assert roles == {"edm": "diffusion", **dict.fromkeys(("cd", "ct", "ect", "slct"), "consistency")}
     spec = open_model(made.slct.exported).spec
     assert isinstance(spec, EDMSpec) and spec.image_size == SIDE and spec.latent_shape == (4, 4, 4)
     assert (spec.network.norm, spec.sigma_min, spec.sigma_data) == ("ns_layer", 0.002, 0.5)
@@ -69,9 +70,16 @@ def test_weights_move_and_go_on_from_where_they_were(made):
         moved = np.abs(leaves(run.state.params) - edm)
         assert 0 < moved.max() < 0.05  # three updates at 1e-3, not new weights
     assert made.cd.state.target is not None and made.ect.state.target is None
-    fresh = build.run(made.slct.config)
-    fresh.loader.close()
-    assert 0 < np.abs(leaves(fresh.init().params) - leaves(made.slct.state.params)).max() < 0.05
+    for run in (made.ct, made.slct):
+        fresh = build.run(run.config)
+        fresh.loader.close()
+        first = leaves(fresh.init().params)
+        moved = np.abs(leaves(run.state.params) - first).max()
+        assert 0 < moved < 0.05
+        if run is made.ct:  # its target follows behind
+            assert 0 < np.abs(leaves(run.state.target) - first).max() < moved
+        else:
+            assert run.state.target is None
 
 
 def test_statistics_are_those_of_the_data_and_travel_with_the_weights(made, latents32):
