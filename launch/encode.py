@@ -26,7 +26,9 @@ from absl import flags
 from launch import entry, several
 
 READER = flags.DEFINE_string(
-    "reader", None, "Finds the pictures: image_folder (meant by --folder), webdataset, parquet, tfds, noto or twemoji."
+    "reader",
+    None,
+    "Finds the pictures: image_folder (meant by --folder), webdataset, parquet, tfds, cifar10, noto or twemoji.",
 )
 FOLDER = flags.DEFINE_string(
     "folder", None, "Pictures captioned by metadata.jsonl, metadata.csv or a .txt each; or tar shards, or tables."
