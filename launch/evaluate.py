@@ -4,7 +4,7 @@
     python -m launch.evaluate --model emoji-teacher --data data/emoji --sweep_w 0,1,2,3,5 --out runs/sweep
 
 A model of noise levels (no captions, no --teacher) is held against its training images; --search_sigmas 3 seeks the
-noise levels of 1 to 3 steps that score best and, given --model, keeps them in it.
+noise levels of 1 to 3 steps that score best (by KID, or --search_score) and, given --model, keeps them in it.
 
 --watch scores every checkpoint of a run that is being trained, in folders of --out, until the run is done.
 
@@ -46,6 +46,9 @@ LISTS = {
     "splits": (str, flags.DEFINE_list("splits", None, "heldout, train or both.")),
 }
 SEARCH = flags.DEFINE_integer("search_sigmas", None, "Seek the best noise levels of 1 to N steps.", lower_bound=1)
+SCORE = flags.DEFINE_enum(
+    "search_score", "kid", ["kid", "fd", "precision", "recall"], "What --search_sigmas seeks the best of."
+)
 LIMIT = flags.DEFINE_integer("limit", None, "Images a split, at most.", lower_bound=1)
 RESAMPLES = flags.DEFINE_integer("resamples", None, "Resamples of the intervals.", lower_bound=2)
 WATCH = flags.DEFINE_bool("watch", False, "Score each checkpoint of the run as it lands, until the run is done.")
@@ -58,6 +61,8 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 def main() -> None:
     several.alone("start it once; launch.score shares its pictures out")
+    if SCORE.present and SEARCH.value is None:
+        entry.stop("--search_score is what --search_sigmas N seeks the best of: give both")
     if not WATCH.value:
         return score(STEP.value, Path(OUT.value))
     if CHECKPOINT.value is None or STEP.value is not None:
@@ -132,15 +137,18 @@ def from_noise(step: int | None, out: Path) -> None:
         noise_evaluation.evaluate(pipe, judge, plan, out, {"machine": machine()})
         print((out / noise_evaluation.TABLE).read_text() + f"written to {out}")
         return
-    best = noise_evaluation.best_sigmas(pipe, judge, SEARCH.value, plan.seeds[0])
+    by = SCORE.value
+    best = noise_evaluation.best_sigmas(pipe, judge, SEARCH.value, plan.seeds[0], by)
     out.mkdir(parents=True, exist_ok=True)
-    tried = [{"sigmas": list(sigmas), "kid": score} for sigmas, score in best.tried.items()]
-    record = {"best": [list(s) for s in best.best], "kid": best.scores, "tried": tried, "n": judge.n}
+    tried = [{"sigmas": list(sigmas), by: score} for sigmas, score in best.tried.items()]
+    sought = {"score": by, "features": judge.net.name, "n": judge.n, "seed": plan.seeds[0]}
+    record = {"best": [list(s) for s in best.best], by: best.scores, "tried": tried, **sought}
     (out / "sigmas.json").write_text(json.dumps({**record, "machine": machine()}, indent=1))
     for sigmas, score in zip(best.best, best.scores, strict=True):
-        print(f"{len(sigmas)} steps: sigmas {', '.join(f'{level:.4g}' for level in sigmas)}; KID x 1000 {score:.0f}")
+        name = noise_evaluation.HEADS[by]
+        print(f"{len(sigmas)} steps: sigmas {', '.join(f'{level:.4g}' for level in sigmas)}; {name} {score:.4g}")
     if MODEL.value is not None:
-        run_folder.keep_sigmas(MODEL.value, best.best)
+        run_folder.keep_sigmas(MODEL.value, best.best, {**sought, "values": best.scores})
         print(f"kept in {MODEL.value}")
 
 

@@ -238,6 +238,9 @@ def test_scores_know_real_pictures_from_noise_and_are_made_once(made, judge, tmp
     assert min(e["scores"]["fd"] for e in result["entries"]) > result["references"]["real"]["fd"]  # untrained
     table = (tmp_path / "table.md").read_text()
     assert "consistency, 2" in table and "+-" in table and "blurred" in table and "KID-means x 1000" in table
+    assert "FD-means - floor" in table
+    large = {**result, "protocol": {"features": {"name": "Inception"}, "n": 10_000}}
+    assert "| FID " in noise_evaluation.markdown(large) and "FD-" not in noise_evaluation.markdown(large)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["entries"] == result["entries"] and written["protocol"]["n"] == judge.n == 8
     more = noise_evaluation.Plan((1, 2), (0, 1, 2), 8)
@@ -255,14 +258,43 @@ def test_the_best_noise_levels_are_found_and_kept_with_the_weights(made, judge, 
     assert found.scores[1] == min(score for sigmas, score in found.tried.items() if len(sigmas) == 2)
     pictures = pipe(8, sigmas=found.best[1])
     assert judge.score(pictures)["kid"] == found.scores[1]
-    run_folder.keep_sigmas(out, found.best)
+    run_folder.keep_sigmas(out, [[80.0]])
+    assert "--n 16 --steps 1" in (out / "README.md").read_text()
+    run_folder.keep_sigmas(out, found.best, {"score": "kid"})
     kept = EDMPipeline.load(out)
+    assert kept.spec.about["noise levels sought by"] == {"score": "kid"}
     assert kept.spec.sigmas == tuple(found.best)
     np.testing.assert_array_equal(kept(8, steps=2), pictures)
+    card = (out / "README.md").read_text()
+    assert f"| noise levels of 2 steps | 80, {found.best[1][1]:g} |\n| noise levels sought by | score kid |" in card
+    assert "0.5286" not in card and "--n 16 --steps 2" in card
     with pytest.raises(ValueError, match="export it first"):
         run_folder.keep_sigmas(made.slct.run, found.best)
     with pytest.raises(ValueError, match="this one is a denoiser"):
         noise_evaluation.best_sigmas(EDMPipeline.load(made.edm.exported), judge, 2)
+
+
+class Planted(noise_evaluation.Judge):
+    """Likes a second noise level the better, the nearer it is to 1."""
+
+    def __init__(self):
+        self.n = 4
+
+    def score(self, images):
+        away = float(np.abs(np.log(images[-1])))
+        return {"kid": away, "fd": away, "precision": 10 - away, "recall": 10 - away}
+
+
+@pytest.mark.parametrize("by", noise_evaluation.SOUGHT)
+def test_noise_levels_are_sought_by_any_score(made, by, monkeypatch):
+    monkeypatch.setattr(EDMPipeline, "__call__", lambda self, n, sigmas, **more: np.array(sigmas))
+    pipe = EDMPipeline.load(made.slct.exported)
+    found = noise_evaluation.best_sigmas(pipe, Planted(), 2, by=by, progress=False)
+    assert found.best[1][1] == pytest.approx(1, rel=0.2) and found.tried[found.best[1]] == found.scores[1]
+    best = max if by in ("precision", "recall") else min
+    assert found.scores[1] == best(score for sigmas, score in found.tried.items() if len(sigmas) == 2)
+    with pytest.raises(ValueError, match="sought by kid, fd, precision, recall, not by 'fid'"):
+        noise_evaluation.best_sigmas(pipe, Planted(), 2, by="fid")
 
 
 @pytest.mark.parametrize("name, levels", [("slct", 4), ("cd", 5)])
