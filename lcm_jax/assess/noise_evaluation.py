@@ -35,7 +35,10 @@ SOUGHT = {"kid": 1, "fd": 1, "precision": -1, "recall": -1}  # what noise levels
 
 @dataclass(frozen=True)
 class Plan:
-    """What to draw: steps, seeds, and as many pictures as real ones, at most half of the training set."""
+    """What to draw: steps, seeds, and as many pictures as real ones, at most half of the training set.
+
+    `noise_protocol` holds more against the whole set, as published tables do.
+    """
 
     steps: tuple[int, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
