@@ -37,6 +37,11 @@ def command(*arguments):
         (("launch.synthesize", "--prompts=p"), "give --out, the folder of the latent data set"),
         (("launch.synthesize", "--prompts=p", "--out=o", "--w=1", "--guidance=2"), "--w and --guidance exclude each"),
         (("launch.export", "--out=o"), "checkpoint"),
+        (
+            ("launch.train", "--config=configs/lora_sdxl.py:paper", "--run=r", "--config.model.teacher=./nowhere",
+             "--config.optimizer.accumulate=4", "--config.model.lora.targets=('/attn1/',)"),
+            "no model folder './nowhere'",  # what the flags say is known, what they name is not there
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(arguments, message):
