@@ -16,7 +16,7 @@ Started as several processes, as launch.train is, each draws its share of the pr
 
 from absl import flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of launch.train.")
 MODEL = flags.DEFINE_string(
@@ -25,8 +25,6 @@ MODEL = flags.DEFINE_string(
 LORA = flags.DEFINE_multi_string(
     "lora", [], "LoRA file to merge in, FILE or FILE:STRENGTH; repeatable. With --sampler lcm one is an LCM-LoRA."
 )
-VARIANT = flags.DEFINE_string("variant", None, "Which files of a diffusers folder, such as fp16.")
-KIND = flags.DEFINE_enum("kind", None, ["eps", "v"], "What a single file's U-Net predicts; most do not say.")
 DTYPE = flags.DEFINE_string("dtype", None, "What --model's U-Net computes in: float32, bfloat16 or float16.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line; pictures that are there are kept.")
@@ -75,7 +73,7 @@ def main() -> None:
         entry.stop("nothing to draw: give --prompt or a --prompts file")
     if STRENGTH.present and IMAGE.value is None:
         entry.stop("--strength is for --image: how much of it is drawn anew")
-    if CHECKPOINT.value is not None and (VARIANT.present or DTYPE.present or KIND.present):
+    if CHECKPOINT.value is not None and (DTYPE.present or opening.VARIANT.present or opening.KIND.present):
         entry.stop("--variant, --dtype and --kind are for --model")
     with several.joined():
         from_prompts(prompts, W.value if GUIDANCE.value is None else GUIDANCE.value - 1, weights)
@@ -89,7 +87,7 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
     from lcm_jax.pipeline import Pipeline
 
     if MODEL.value is not None:
-        pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value, KIND.value)
+        pipe = Pipeline.load(MODEL.value, DTYPE.value, **opening.how())
     else:
         pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, weights)
     if LORA.value:
@@ -119,7 +117,7 @@ def takes_captions() -> bool:
     """Whether the model is one of text to image; its description is read, no weights."""
     from lcm_jax import run_folder
 
-    return run_folder.takes_captions(CHECKPOINT.value or MODEL.value, VARIANT.value, KIND.value)
+    return run_folder.takes_captions(CHECKPOINT.value or MODEL.value, **opening.how())
 
 
 def from_noise(weights: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Protocol.", lock_config=True)
 MODEL = flags.DEFINE_string("model", None, "Student: a run, or any model that launch.sample takes.")
@@ -38,9 +38,10 @@ def score() -> None:
     from lcm_jax.machine import machine
 
     prompts = captions.read(PROMPTS.value)
-    pipes = {"student": run_folder.pipeline(MODEL.value, dtype=DTYPE.value)}
+    how = {"dtype": DTYPE.value, **opening.how()}
+    pipes = {"student": run_folder.pipeline(MODEL.value, **how)}
     if TEACHER.value is not None:
-        pipes["teacher"] = run_folder.pipeline(TEACHER.value, dtype=DTYPE.value)
+        pipes["teacher"] = run_folder.pipeline(TEACHER.value, **how)
     real = protocol.real_pictures(REAL.value, pipes["student"].spec.image_size)
     protocol.run(CONFIG.value.to_dict(), pipes, prompts, real, OUT.value, {"machine": machine()})
     if jax.process_index() == 0:

@@ -99,8 +99,9 @@ def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | 
     if family is not None and family not in FAMILIES:
         raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
     try:
-        said = model.get("kind") if Path(source).is_file() else None  # folders say so themselves
-        found = open_model(source, model.get("variant"), said)
+        said = model.get("kind") or (None if family is None else FAMILIES[family].kind)
+        # Folders say so themselves.
+        found = open_model(source, model.get("variant"), said if Path(source).is_file() else None)
     except FileNotFoundError:
         if not planning or family is None:
             raise

@@ -37,6 +37,7 @@ def command(*arguments):
         (("launch.synthesize", "--prompts=p"), "give --out, the folder of the latent data set"),
         (("launch.synthesize", "--prompts=p", "--out=o", "--w=1", "--guidance=2"), "--w and --guidance exclude each"),
         (("launch.export", "--out=o"), "checkpoint"),
+        (("launch.export", "--checkpoint=c", "--out=o", "--kind=v"), "--variant and --kind are for --model"),
         (
             ("launch.train", "--config=configs/lora_sdxl.py:paper", "--run=r", "--config.model.teacher=./nowhere",
              "--config.optimizer.accumulate=4", "--config.model.lora.targets=('/attn1/',)"),
@@ -48,6 +49,12 @@ def test_wrong_flags_are_one_line(arguments, message):
     done = command(*arguments)
     assert done.returncode == 1 and message in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["encode", "synthesize", "sample", "export", "score", "evaluate", "compare"])
+def test_what_opens_a_model_can_be_told_how(name):
+    done = command(f"launch.{name}", "--variant=fp16", "--kind=epsilon")
+    assert done.returncode == 1 and "should be one of <eps|v>" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["encode", "synthesize", "sample", "export", "train"])

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import tiny_sd
 
-from lcm_jax import build, drawing, encoding, run_folder, sections
+from lcm_jax import build, drawing, encoding, exporting, run_folder, sections, synthesizing
 from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.parallel.mesh import make_mesh
@@ -140,6 +140,25 @@ def test_sizes_negative_prompts_images_and_tiles(sd):
         pipe("a", tile=16)
     big, tiles = (pipe("a red disc", steps=1, size=(16, 160), tile=t)[0].astype(float) for t in (None, 136))
     assert 0 < np.abs(big - tiles).mean() < 30
+
+
+def test_a_folder_of_one_variant_alone_is_a_teacher(sd, pictures, tmp_path):
+    half = exporting.export(sd, tmp_path / "half", "diffusers", "float16")
+    for path in half.glob("*/*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    with pytest.raises(FileNotFoundError, match="--variant fp16 reads what is there"):
+        open_model(half).load("unet")
+    latents = encoded(half, pictures, variant="fp16")
+    model = {"teacher": str(half), "variant": "fp16", "w_width": 8}
+    assert build.run(tiny.config(LCD, model, latents)).frozen["teacher"] is not None
+    drawn = synthesizing.synthesize(
+        half, ["a red disc"], tmp_path / "drawn", steps=1, w=0.0, batch_size=1, progress=False, variant="fp16"
+    )
+    assert drawn.encoders["autoencoder"] == open_model(half, "fp16").fingerprint("autoencoder")
+    assert run_folder.pipeline(half, variant="fp16")("a red disc", steps=1, w=0.0).shape == (1, 16, 16, 3)
+    # Beside other files it is still the variant alone that a data set was made with.
+    (half / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"others")
+    assert drawn.encoders["autoencoder"] == open_model(half, "fp16").fingerprint("autoencoder")
 
 
 def test_what_has_no_effect_is_said(student, teacher):
