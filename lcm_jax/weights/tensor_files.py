@@ -12,7 +12,7 @@ from lcm_jax.weights.bijection import some
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.torch_pickle import read_torch
 
-_PICKLED_STEM = {"model": "pytorch_model"}  # transformers named its older files otherwise
+PICKLED_STEM = {"model": "pytorch_model"}  # transformers named its older files otherwise
 
 
 class TorchFile(Mapping):  # of no stated types: to check them would be to read it
@@ -102,7 +102,7 @@ def open_tensors(
     shard that is missing, ValueError for a damaged file and for a tensor that the index promises in vain.
     """
     folder, tag = Path(folder), f".{variant}" if variant else ""
-    pickled = _PICKLED_STEM.get(stem, stem)
+    pickled = PICKLED_STEM.get(stem, stem)
     ways: dict[str, Callable[[Path], SafetensorsFile | TorchFile | Shards]] = {
         f"{stem}{tag}.safetensors": SafetensorsFile,
         f"{stem}.safetensors.index{tag}.json": lambda path: _shards(path, SafetensorsFile),
