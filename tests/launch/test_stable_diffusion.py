@@ -13,7 +13,7 @@ from lcm_jax import build, drawing, encoding, exporting, run_folder, sections, s
 from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.pipeline import Pipeline
+from lcm_jax.pipeline import Pipeline, SizeIds
 from lcm_jax.source import open_model
 
 LCD = {"name": "lcd", "w_min": 2.0, "w_max": 4.0, "w_width": 8}
@@ -159,6 +159,25 @@ def test_a_folder_of_one_variant_alone_is_a_teacher(sd, pictures, tmp_path):
     # Beside other files it is still the variant alone that a data set was made with.
     (half / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"others")
     assert drawn.encoders["autoencoder"] == open_model(half, "fp16").fingerprint("autoencoder")
+
+
+def test_sdxl_is_told_other_sizes_where_they_are_given(teacher, sd, tmp_path):
+    pipe = Pipeline.load(teacher)
+    of = lambda **told: pipe.sized({"context": np.zeros((1, 2, 3))}, pipe.setting(size=(16, 32), ids=SizeIds(**told)))  # noqa: E731
+    np.testing.assert_array_equal(of()["time_ids"], [[16, 32, 0, 0, 16, 32]])
+    told = of(original=(64, 96), crop=(2, 5), target=(48, 40))["time_ids"]
+    np.testing.assert_array_equal(told, [[64, 96, 2, 5, 48, 40]])  # as diffusers puts them
+    plain, own, other = (
+        pipe("a red disc", steps=2, w=0.0, ids=ids)[0].astype(int)
+        for ids in (SizeIds(), SizeIds((16, 16)), SizeIds((512, 512)))
+    )
+    np.testing.assert_array_equal(plain, own)
+    assert (plain != other).any()
+    with pytest.raises(ValueError, match="are told to SDXL's networks, this one takes none"):
+        Pipeline.load(sd).setting(ids=SizeIds((512, 512)))
+    drawing.draw(pipe, ["a red disc"], tmp_path, steps=2, w=0.0, n=1, ids=SizeIds((512, 512)), progress=False)
+    (file,) = (path for path in tmp_path.iterdir() if not path.name.startswith("grid"))
+    assert grid.settings(file)["size_ids"] == [512, 512, 0, 0, 16, 16]
 
 
 def test_what_has_no_effect_is_said(student, teacher):
