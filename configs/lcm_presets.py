@@ -6,12 +6,12 @@
     rate           8e-6                         1e-6
     batch          72                           12, SDXL 24
     updates        100,000 (768 px: 4,000)      1,000, SDXL 3,000
+    lcf_sd         30,000 updates               1,000 updates
     distance       l2                           Huber, delta 1e-3
     times          any t >= 20                  the 50 times 20 i - 1
-    LoRA           w = 7.5, rate 1e-4           w as above, rate 1e-4
-    LCF            30,000 updates               1,000 updates
+    lora_*         w = 7.5, rate 1e-4           w as above, rate 1e-4
 
-Adapters are of rank 64, the student is not told w, and it is its own target.
+Adapters are of rank 64; their student is not told w and is its own target.
 
 The paper's batch divides over 8, 12, 24, 36 or 72 devices: a pod wants another, such as
 --config.data.batch_size=64 on 16 or 64 chips, 256 on 256; README's "From a laptop to a pod" says what fits where.
