@@ -52,6 +52,18 @@ def test_wrong_flags_are_one_line(arguments, message):
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
+def test_a_dry_run_says_what_a_run_takes_and_makes_none(tmp_path):
+    mesh = ("--config.mesh.rules=fsdp", "--config.mesh.data=1", "--config.mesh.fsdp=-1")
+    config = ("--config=configs/emoji_lcd.py", *mesh)
+    done = command("launch.train", *config, "--dry-run", "--devices=2", f"--run={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cpu:2: 2 chips (data 1, fsdp 2, tensor 1), rules: fsdp; global batch 32")
+    assert all(word in done.stdout for word in ("U-Net", "opt_state", "GFLOP a sample", "estimated without a compiler"))
+    assert not (tmp_path / "run").exists()
+    done = command("launch.train", *config)
+    assert done.returncode == 1 and "give --run, the folder of the run, or --dry_run" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["encode", "synthesize", "sample", "export", "score", "evaluate", "compare"])
 def test_what_opens_a_model_can_be_told_how(name):
     done = command(f"launch.{name}", "--variant=fp16", "--kind=epsilon")
