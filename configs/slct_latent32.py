@@ -25,7 +25,10 @@ def get_config(name: str = "celeba") -> ConfigDict:
     c = emoji_slct.get_config()
     c.steps = pictures // batch * epochs
     c.data = dict(folder=f"data/{name}", split="train", batch_size=batch)
-    c.model = dict(start="models/sd15", family="sd15", network="latent32", norm="ns_layer")
+    c.model = dict(
+        start="models/sd15", family="sd15", variant=placeholder(str), network="latent32", norm="ns_layer",
+        dtype=placeholder(str), remat=placeholder(bool),
+    )  # fmt: skip
     c.objective = dict(name="slct", steps=placeholder(int))  # of the curriculum: the run's
     c.average = dict(ema_decay=(0.99993, 0.9999, 0.999))  # the first is that of the published scores
     c.loop = dict(log_steps=100, checkpoint_steps=5000, sample_steps=5000)

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the model to score; or give --model.")
 MODEL = flags.DEFINE_string("model", None, "Exported folder or shipped model to score.")
@@ -76,8 +76,8 @@ def score(step: int | None, out: Path) -> None:
     """Scores of one model, in a folder."""
     from lcm_jax import run_folder
 
-    kind = captioned if run_folder.takes_captions(CHECKPOINT.value or MODEL.value) else from_noise
-    kind(step, out)
+    told = run_folder.takes_captions(CHECKPOINT.value or MODEL.value, **opening.how())
+    (captioned if told else from_noise)(step, out)
 
 
 def captioned(step: int | None, out: Path) -> None:
@@ -89,14 +89,15 @@ def captioned(step: int | None, out: Path) -> None:
     if SEARCH.value is not None:
         entry.stop("--search_sigmas is for models of noise levels, without captions")
     given = {name: numbers(name, kind, flag.value) for name, (kind, flag) in LISTS.items() if flag.value}
-    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA, CHECKPOINT))
+    weights, how = entry.weights(WEIGHTS, EMA, CHECKPOINT), opening.how()
+    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, weights, **how)
     plan = evaluation_plan.with_flags(
         evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(w=(model.default_w,)),
         **given,
         limit=LIMIT.value,
         resamples=RESAMPLES.value,
     )
-    student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
+    student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value, **how))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)
     net = feature_networks.feature_network(FEATURES.value)
@@ -115,7 +116,7 @@ def captioned(step: int | None, out: Path) -> None:
 
 
 CAPTIONED_ONLY = ("teacher", "tag", "quick", "sweep_w", "w", "samplers", "teacher_steps", "teacher_w", "splits",
-                  "resamples")  # fmt: skip
+                  "resamples", "variant", "kind")  # fmt: skip
 
 
 def from_noise(step: int | None, out: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Protocol.", lock_config=True)
 MODEL = flags.DEFINE_string("model", None, "Student: a run, or any model that launch.sample takes.")
@@ -58,15 +58,16 @@ def captioned(about: dict[str, Any]) -> None:
     from lcm_jax.assess import protocol
 
     prompts = captions.read(PROMPTS.value)
-    pipes = {"student": run_folder.pipeline(MODEL.value, dtype=DTYPE.value)}
+    how = {"dtype": DTYPE.value, **opening.how()}
+    pipes = {"student": run_folder.pipeline(MODEL.value, **how)}
     if TEACHER.value is not None:
-        pipes["teacher"] = run_folder.pipeline(TEACHER.value, dtype=DTYPE.value)
+        pipes["teacher"] = run_folder.pipeline(TEACHER.value, **how)
     protocol.run(CONFIG.value.to_dict(), pipes, prompts, real_pictures(pipes["student"].spec), OUT.value, about)
 
 
 def from_noise(about: dict[str, Any]) -> None:
     """Scores of a model of noise levels."""
-    if needless := [name for name in ("teacher", "dtype", "prompts") if flags.FLAGS[name].present]:
+    if needless := [name for name in ("teacher", "dtype", "prompts", "variant", "kind") if flags.FLAGS[name].present]:
         entry.stop(f"this model draws from noise alone: leave --{needless[0]} out")
     from lcm_jax import run_folder
     from lcm_jax.assess import noise_protocol

@@ -236,7 +236,7 @@ def adapters(where: str | Path, step: int | None = None, weights: str = "ema") -
 def merged(spec: ModelSpec, part: Params) -> Params:
     """The network that a run's adapters make of the model they belong to."""
     record = spec.about["lora"]
-    return lora.merge(open_model(record["base"], record["variant"]).load("unet"), part, record["alpha"])
+    return lora.merge(open_model(record["base"], record["variant"], spec.kind).load("unet"), part, record["alpha"])
 
 
 def trained(keep: Checkpointer, spec: Spec, weights: str, step: int | None) -> tuple[str, Params, int | None]:
@@ -353,12 +353,21 @@ def check_run(where: str | Path) -> None:
 
 
 def pipeline(
-    source: str | Path, step: int | None = None, weights: str = "ema", dtype: str | None = None
+    source: str | Path,
+    step: int | None = None,
+    weights: str = "ema",
+    dtype: str | None = None,
+    variant: str | None = None,
+    kind: str | None = None,
 ) -> Pipeline | EDMPipeline:
-    """The pipeline of a run, or of any model (source.open_model); `dtype` is what the U-Net computes in."""
+    """The pipeline of a run, or of any model (source.open_model, with `variant` and `kind`).
+
+    `dtype` is what the U-Net computes in.
+    """
     given, source = source, located(source)
     if not is_run(source):
-        return Pipeline.load(source, dtype) if takes_captions(source) else EDMPipeline.load(source)
+        told = takes_captions(source, variant, kind)
+        return Pipeline.load(source, dtype, variant, kind) if told else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)
     origin = {"model": str(given), "step": step, "weights": chosen(source, weights)}
     if isinstance(spec, EDMSpec):

@@ -145,8 +145,8 @@ class DiffusersFolder(Model):
         self.spec = spec_of(diffusers_folder.describe(where))
 
     def files(self, name: str) -> list[Path]:
-        part = self.where / diffusers_name(name)
-        return sorted(path for path in part.iterdir() if path.suffix in (".safetensors", ".bin"))
+        part, tag = self.where / diffusers_name(name), f".{self._variant}" if self._variant else ""
+        return sorted(p for p in part.iterdir() if p.suffix in (".safetensors", ".bin") and tag in p.stem)
 
     def tensors(self, name: str) -> Mapping[str, np.ndarray]:
         stem = "model" if name in TEXT else "diffusion_pytorch_model"
@@ -182,8 +182,8 @@ def open_model(source: str | os.PathLike, variant: str | None = None, kind: str 
     """The model of a path, a URL, the name of a shipped one ("emoji-teacher"), or a name on the Hugging Face hub.
 
     `variant` ("fp16") chooses among the files of a diffusers folder; `kind` ("eps" or "v") is what a single file's
-    U-Net predicts, which most do not say. Raises FileNotFoundError or ValueError saying what is wrong with it and
-    what can be given.
+    U-Net predicts, which most do not say: without it SD 2.x is refused, others are taken for eps. Raises
+    FileNotFoundError or ValueError saying what is wrong with it and what can be given.
     """
     found = _open(source, variant, kind)
     if kind is not None and isinstance(found.spec, EDMSpec):
@@ -295,11 +295,16 @@ SIZES = {"sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels; the SD 2 models that p
 def spec_of_file(file: SingleFile, kind: str | None = None) -> ModelSpec:
     """What a single file's tensors tell, in our words; what they do not is what its family was published with.
 
-    `kind` is what the U-Net predicts where the file does not say so, by default eps.
+    `kind` is what the U-Net predicts where the file does not say so; SD 2.x was published in both, the others in eps.
     """
     told = file.description
     if missing := [part for part in ("unet", "vae") if part not in told.components]:
         raise ValueError(f"{file.path} holds no {' and no '.join(missing)}: give a whole model")
+    if told.family == "sd2" and not (told.kind or kind):
+        raise ValueError(
+            f"{file.path} is of SD 2.x and does not say what its U-Net predicts: give --kind v if it is of 768 pixels, "
+            "--kind eps if of 512 (config.model.kind of a run)"
+        )
     kind = told.kind or kind or "eps"
     towers = tuple(clip_text.ClipTextConfig(**file[part].sizes) for part in TEXT if part in file)
     sizes = UNetConfig(**file["unet"].sizes)

@@ -84,8 +84,10 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
         teacher_spec = teacher_spec.computing_in(teacher_dtype)
     lora = None
     if model.get("lora") is not None:
-        lists = {"targets": tuple(model["lora"]["targets"])} if "targets" in model["lora"] else {}
-        lora = call(LoraConfig, "config.model.lora", **{**model["lora"], **lists})
+        given = dict(model["lora"])
+        if (targets := given.pop("targets", None)) is not None:
+            given["targets"] = tuple(targets)
+        lora = call(LoraConfig, "config.model.lora", **given)
         if fresh:
             raise ValueError("config.model.lora adapts a trained network: give no preset in config.model.unet")
     return Start(spec, fresh, found, teacher, teacher_spec, teacher_dtype, lora)
@@ -97,8 +99,9 @@ def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | 
     if family is not None and family not in FAMILIES:
         raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
     try:
-        said = model.get("kind") if Path(source).is_file() else None  # folders say so themselves
-        found = open_model(source, model.get("variant"), said)
+        said = model.get("kind") or (None if family is None else FAMILIES[family].kind)
+        # Folders say so themselves.
+        found = open_model(source, model.get("variant"), said if Path(source).is_file() else None)
     except FileNotFoundError:
         if not planning or family is None:
             raise
