@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c.data = dict(folder="data/emoji", split="train", batch_size=128)
     c.model = dict(start="emoji-teacher", network="emoji", norm="ns_layer")
     c.objective = dict(name="slct", steps=placeholder(int))  # of the curriculum: the run's
-    c.optimizer = dict(name="radam", rate=1e-4)
+    c.optimizer = dict(name="radam", rate=1e-4)  # no decay, as iCT; the authors' is in configs/slct_latent32.py
     c.average = dict(ema_decay=0.999)
     c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=1000, sample_steps=1000)

@@ -27,6 +27,7 @@ def get_config(name: str = "celeba") -> ConfigDict:
     c.data = dict(folder=f"data/{name}", split="train", batch_size=batch)
     c.model = dict(start="models/sd15", family="sd15", network="latent32", norm="ns_layer")
     c.objective = dict(name="slct", steps=placeholder(int))  # of the curriculum: the run's
+    c.optimizer.weight_decay = 1e-4  # added to the gradient before the moments, as the authors' code has it
     c.average = dict(ema_decay=(0.99993, 0.9999, 0.999))  # the first is that of the published scores
     c.loop = dict(log_steps=100, checkpoint_steps=5000, sample_steps=5000)
     return c
