@@ -1,10 +1,10 @@
-"""Finds a pipeline folder by path or by its name on the Hugging Face hub."""
+"""Finds the folder of a pipeline, or of an autoencoder alone, by path or by its name on the Hugging Face hub."""
 
 import os
 import re
 from pathlib import Path
 
-from lcm_jax.weights.diffusers_folder import INDEX, TEXT_ENCODERS, TOKENIZERS
+from lcm_jax.weights.diffusers_folder import CONFIG, INDEX, TEXT_ENCODERS, TOKENIZERS
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -44,13 +44,13 @@ def resolve(name_or_path: str | os.PathLike, variant: str | None = None) -> Path
 
 
 def hub_patterns(variant: str | None = None) -> list[str]:
-    """Glob patterns of the files of a pipeline that are read here, with the weights of one variant."""
+    """Glob patterns of the files of a model that are read here, with the weights of one variant."""
     tag = f".{variant}" if variant else ""
     patterns = [INDEX, "scheduler/scheduler_config.json"]
     patterns += [f"{part}/*.{end}" for part in TOKENIZERS["sdxl"] for end in ("json", "txt")]
-    stems = {part: "diffusion_pytorch_model" for part in ("unet", "vae")}
-    for part, stem in (stems | dict.fromkeys(TEXT_ENCODERS["sdxl"], "model")).items():
+    stems = {part: "diffusion_pytorch_model" for part in ("", "unet/", "vae/")}  # "": an autoencoder's own
+    for part, stem in (stems | {f"{part}/": "model" for part in TEXT_ENCODERS["sdxl"]}).items():
         shards = (f"{stem}{tag}-?????-of-?????.safetensors", f"{stem}-?????-of-?????{tag}.safetensors")
-        names = ("config.json", f"{stem}{tag}.safetensors", f"{stem}.safetensors.index{tag}.json", *shards)
-        patterns += [f"{part}/{name}" for name in dict.fromkeys(names)]
+        names = (CONFIG, f"{stem}{tag}.safetensors", f"{stem}.safetensors.index{tag}.json", *shards)
+        patterns += [f"{part}{name}" for name in dict.fromkeys(names)]
     return patterns

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,16 +11,20 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_sd
 
-from lcm_jax import build, build_edm, drawing, exporting, planning, run_folder
+from configs import slct_latent32
+from lcm_jax import build, build_edm, drawing, encoding, exporting, planning, run_folder, sections
 from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
+from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.source import open_model
+from lcm_jax.weights.diffusers_config import autoencoder_config
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32  # pixels; 4 x 4 x 4 latents, those of the preset "tiny"
@@ -175,6 +180,32 @@ def test_plans_are_made_from_shapes_alone(made, latents32):
     )
     _, start = build_edm.edm_parts(paper, planning=True)
     assert start.spec.image_size == 256 and start.spec.latent_shape == (32, 32, 4) and start.model is None
+
+
+def test_the_autoencoder_may_be_one_that_diffusers_saved_alone(data, tmp_path):
+    whole = exporting.export(tiny_sd.model_folder(tmp_path / "sd", tiny_sd.spec()), tmp_path / "whole", "diffusers")
+    alone, latents = str(whole / "vae"), tmp_path / "latents"
+    options = {"folder": str(data.pictures)}
+    settings = {"tokens": True, "states": False, "size": SIDE, "progress": False}
+    encoding.encode(alone, "image_folder", options, latents, 8, 10, **settings)
+    objective, model = {"name": "edm", "time_scale": 250.0}, {"start": alone, "network": "dit_tiny"}
+    config = tiny.config(objective, model, latents, steps=1)
+    run_folder.train(build.run(config), tmp_path / "run", progress=False)
+    made = exporting.export(tmp_path / "run", tmp_path / "exported", msgpack=False)
+    first = open_model(alone).load("autoencoder")
+    jax.tree.map(np.testing.assert_array_equal, open_model(made).load("autoencoder"), first)
+    with pytest.raises(ValueError, match="vae is not of config.model.family 'sd15': autoencoder is Autoenc.* name its"):
+        build.run({**config, "model": {**model, "family": "sd15"}})
+    with pytest.raises(ValueError, match="vae holds an autoencoder only: name a preset in config.model.unet"):
+        build.run({**config, "model": {"start": alone}, "objective": {"name": "diffusion"}})
+
+
+def test_a_published_autoencoder_alone_is_of_its_family(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(autoencoder_config(asdict(AutoencoderConfig()), 256)))
+    cfg = sections.plain(slct_latent32.get_config())
+    cfg["model"]["start"] = str(tmp_path)
+    _, start = build_edm.edm_parts(cfg)
+    assert start.spec.image_size == 256 and start.spec.autoencoder == AutoencoderConfig() and start.fresh
 
 
 @pytest.mark.parametrize(

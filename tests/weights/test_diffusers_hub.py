@@ -56,6 +56,12 @@ def test_only_the_safetensors_of_one_variant_are_fetched():
     }
 
 
+def test_of_an_autoencoder_alone_config_and_weights_are_fetched():
+    repository = ["README.md", "config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+    wanted = [name for name in repository if any(fnmatch.fnmatch(name, p) for p in hub_patterns())]
+    assert wanted == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A stand-in for huggingface_hub that answers what its `answer` says and notes its calls."""
