@@ -245,6 +245,10 @@ def test_specs_say_what_does_not_fit(made):
     for change, message in (
         ({"sigmas": [[80.0], [0.5, 80.0]]}, r"sigmas\[1\] is \[0.5, 80.0\]: give 2 noise levels that fall"),
         ({"sigmas": [[81.0]]}, "from at most 80"),
+        ({"sigma_data": 0.0}, "sigma_data is 0.0: give a positive number"),
+        ({"rho": -7.0}, "rho is -7.0"),
+        ({"time_scale": 0.0}, "time_scale is 0.0"),
+        ({"sigma_min": 90.0}, "sigma_min is 90.0, sigma_max 80.0: give noise levels that rise from 0 or more"),
         ({"image_size": 64}, "the autoencoder makes 8 x 8 x 4 of pictures of 64 pixels"),
         ({"format": 7}, "has format 7"),
     ):
