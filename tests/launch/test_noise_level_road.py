@@ -353,6 +353,16 @@ def test_telemetry_takes_the_loss_apart(made, name, levels, tmp_path):
         drawn, coupled = (np.square(seen["coupling"][key]).sum() for key in ("drawn", "coupled"))
         assert coupled < drawn
         assert seen["intervals"]["N"] == [10, 20, 20]
+        np.testing.assert_allclose(seen["scale"]["delta"], [0.03456, 0.013635, 0.013635], rtol=1e-4)
+        assert seen["scale"]["step"] == seen["intervals"]["step"] == [0, 1, 2]
+        values, slopes = (np.array([c[what] for c in seen["compared"].values()]) for what in ("value", "slope"))
+        assert list(seen["compared"]) == ["l2", "pseudo_huber", "cauchy", "geman_mcclure"]  # from the least robust
+        np.testing.assert_allclose(values[:, :5] / values[0, :5], 1, rtol=1e-3)  # alike where residuals are small
+        assert (np.diff(values[:, -20:], axis=0) < 0).all() and (np.diff(slopes[:, -20:], axis=0) < 0).all()
+        own = seen["distance"]["2"]  # the scale has not changed since
+        np.testing.assert_allclose(seen["compared"]["cauchy"]["value"], own["value"], rtol=1e-4)
+    else:
+        assert seen["scale"] is seen["compared"] is None  # the squared distance has no scale
 
 
 def test_a_gap_that_closes_is_shown_as_it_is_at_a_step(made):
