@@ -69,7 +69,7 @@ def tails(panel: Any, levels: Sequence[Mapping[str, Any]]) -> None:
 
 def curves(panels: Sequence[Any], found: Mapping[str, Mapping[str, Any]] | None, title: str) -> None:
     """Distances over residuals, and their derivatives beside them; nothing where there are none."""
-    for panel, what, words in zip(panels, ("value", "slope"), (title, "its derivative"), strict=True):
+    for panel, what, words in zip(panels, ("value", "slope"), (title, "derivative by the residual"), strict=True):
         if found is None:
             panel.set_axis_off()
             continue
