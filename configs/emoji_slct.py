@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
         start="emoji-teacher", network="emoji", norm="ns_layer", dtype=placeholder(str), remat=placeholder(bool)
     )
     c.objective = dict(name="slct", steps=placeholder(int))  # of the curriculum: the run's
+    # No decay, as iCT; the authors' is in configs/slct_latent32.py.
     c.optimizer = dict(name="radam", rate=1e-4, weight_decay=0.0, accumulate=1)
     c.average = dict(ema_decay=0.999)
     c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")

@@ -144,19 +144,35 @@ class DiffusersFolder(Model):
         self.where, self._variant = where, variant
         self.spec = spec_of(diffusers_folder.describe(where))
 
+    def part(self, name: str) -> Path:
+        """The folder of a network."""
+        return self.where / diffusers_name(name)
+
     def files(self, name: str) -> list[Path]:
-        part, tag = self.where / diffusers_name(name), f".{self._variant}" if self._variant else ""
+        part, tag = self.part(name), f".{self._variant}" if self._variant else ""
         return sorted(p for p in part.iterdir() if p.suffix in (".safetensors", ".bin") and tag in p.stem)
 
     def tensors(self, name: str) -> Mapping[str, np.ndarray]:
         stem = "model" if name in TEXT else "diffusion_pytorch_model"
-        return open_tensors(self.where / diffusers_name(name), stem, self._variant)
+        return open_tensors(self.part(name), stem, self._variant)
 
     def load(self, name: str, place: Place | None = None) -> Params:
         try:
             return fill(self.spec, name, self.tensors(name), place or on_device)
         except ValueError as error:
-            raise ValueError(f"{self.where / diffusers_name(name)}: {error}") from None
+            raise ValueError(f"{self.part(name)}: {error}") from None
+
+
+class DiffusersAutoencoder(DiffusersFolder):
+    """An autoencoder that diffusers saved by itself, such as sd-vae-ft-ema; `sizes` and `image_size` are its own."""
+
+    def __init__(self, where: Path, sizes: dict[str, Any], image_size: int, variant: str | None = None):
+        self.where, self._variant = where, variant
+        about = {"from": "an autoencoder of diffusers"}
+        self.spec = ModelSpec("autoencoder", "eps", image_size, None, autoencoder_of(sizes), about=about)
+
+    def part(self, name: str) -> Path:
+        return self.where
 
 
 class SingleFileModel(Model):
@@ -203,17 +219,23 @@ def _open(source: str | os.PathLike, variant: str | None, kind: str | None) -> M
         path = shipped[str(source)]
     if (path / folder.DESCRIPTION).is_file():
         return FlaxFolder(path)
-    if (path / diffusers_folder.INDEX).is_file():
-        return DiffusersFolder(path, variant)
     if path.is_dir():
-        raise FileNotFoundError(
-            f"{path} holds neither {folder.DESCRIPTION} nor {diffusers_folder.INDEX}: give a folder that "
-            "launch.export or diffusers' save_pretrained wrote"
-        )
+        return _saved_by_diffusers(path, variant)
     if str(source).count("/") != 1 or str(source).startswith((".", "/")):
         names = ", ".join(shipped) or "none are shipped"
         raise FileNotFoundError(f"no model folder {str(source)!r}; give a path, a hub name, or one of: {names}")
-    return DiffusersFolder(diffusers_hub.resolve(source, variant), variant)
+    return _saved_by_diffusers(diffusers_hub.resolve(source, variant), variant)
+
+
+def _saved_by_diffusers(path: Path, variant: str | None) -> Model:
+    if (path / diffusers_folder.INDEX).is_file():
+        return DiffusersFolder(path, variant)
+    if (alone := diffusers_folder.lone_autoencoder(path)) is not None:
+        return DiffusersAutoencoder(path, *alone, variant)
+    raise FileNotFoundError(
+        f"{path} holds neither {folder.DESCRIPTION} nor {diffusers_folder.INDEX} nor an autoencoder's "
+        f"{diffusers_folder.CONFIG}: give a folder that launch.export or diffusers' save_pretrained wrote"
+    )
 
 
 def diffusers_name(name: str) -> str:
@@ -271,14 +293,13 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
             towers.append(clip_text.clip_text_config(config))
         except ValueError as error:
             raise ValueError(f"{told.folder / part}: {error}") from None
-    vae = TinyAutoencoderConfig if "encoder_blocks" in told.autoencoder else AutoencoderConfig
     sizes = UNetConfig(**told.unet)
     spec = ModelSpec(
         role="consistency" if told.is_lcm else "diffusion",
         kind=told.kind,
         image_size=told.image_size,
         unet=sizes,
-        autoencoder=vae(**told.autoencoder),
+        autoencoder=autoencoder_of(told.autoencoder),
         path=PathSpec(**told.path),
         text=TextSpec("clip", min(t.positions for t in towers), tuple(towers), told.zero_empty_caption),
         guidance=PUBLISHED_W if sizes.w_width else None,
@@ -287,6 +308,11 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
     )
     # What our own export left there of it says more.
     return build(ModelSpec, {**vars(spec), **told.noted}, str(told.folder / diffusers_folder.INDEX))
+
+
+def autoencoder_of(sizes: dict[str, Any]) -> AutoencoderConfig | TinyAutoencoderConfig:
+    """The autoencoder that diffusers' config describes, read."""
+    return (TinyAutoencoderConfig if "encoder_blocks" in sizes else AutoencoderConfig)(**sizes)
 
 
 SIZES = {"sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels; the SD 2 models that predict v are of 768

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,13 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
     return Start(spec, fresh, found, teacher, teacher_spec, teacher_dtype, lora)
 
 
-def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | None, Spec]:
-    """A model and its description; ValueError where it is not of config.model.family."""
+FAMILIAR = ("unet", "kind", "path", "latent_shape")  # of a text-to-image model
+
+
+def opened(
+    source: str, model: dict[str, Any], planning: bool, shared: Sequence[str] = FAMILIAR
+) -> tuple[Model | None, Spec]:
+    """A model and its description; ValueError where the `shared` parts are not those of config.model.family."""
     family = model.get("family")
     if family is not None and family not in FAMILIES:
         raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
@@ -108,9 +114,9 @@ def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | 
         log.warning("%s is not here: planned as a published %s", source, family)
         return None, FAMILIES[family]
     if family is not None:
-        for what in ("unet", "kind", "path", "latent_shape"):
-            wanted, got = getattr(FAMILIES[family], what), getattr(found.spec, what)
-            if what == "unet":
+        for what in shared:
+            wanted, got = getattr(FAMILIES[family], what), getattr(found.spec, what, None)
+            if what == "unet" and got is not None:
                 got = dataclasses.replace(got, w_width=wanted.w_width, dtype=wanted.dtype, remat=wanted.remat)
             if got != wanted:
                 raise ValueError(

@@ -43,7 +43,7 @@ def starting_point(
     source = model.get("start") or model.get("teacher")
     if source is None:
         raise ValueError("config.model.start is missing: give a model folder, whose autoencoder made the latents")
-    found, started = opened(source, model, planning)
+    found, started = opened(source, model, planning, ("autoencoder",))
     fresh = not isinstance(started, EDMSpec)
     if fresh and not model.get("network"):
         raise ValueError(f"{source} holds no network of noise levels: name a preset in config.model.network")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from lcm_jax.diffusion import distance
 from lcm_jax.diffusion.curriculum import Curriculum, Step
@@ -13,13 +14,25 @@ ScaleLaw = Callable[[Step, int], Scale]  # (step, elements of a sample) -> delta
 WITHOUT_SCALE = ("l1", "l2")
 
 
-def robust(name: str, delta: float | ScaleLaw, reduction: str = "mean") -> StepDistance:
-    """The distance `name` at the scale `delta`, which l1 and l2 have no use for."""
-    measure = distance.get(name)
+@dataclass(frozen=True)
+class Robust:
+    """A distance by its name, at the scale that a law gives a step; `scale` is None for l1 and l2, which have none."""
+
+    name: str
+    scale: ScaleLaw | None
+    reduction: str = "mean"
+
+    def __call__(self, a: Latent, b: Latent, step: Step) -> PerSample:
+        at = {} if self.scale is None else {"delta": self.scale(step, a[0].size)}
+        return distance.get(self.name)(a, b, **at, reduction=self.reduction)
+
+
+def robust(name: str, delta: float | ScaleLaw, reduction: str = "mean") -> Robust:
+    """The distance `name` at the scale `delta`, which l1 and l2 have no use for; ValueError for an unknown name."""
+    distance.get(name)
     if name in WITHOUT_SCALE:
-        return lambda a, b, step: measure(a, b, reduction=reduction)
-    law = delta if callable(delta) else fixed(delta)
-    return lambda a, b, step: measure(a, b, law(step, a[0].size), reduction=reduction)
+        return Robust(name, None, reduction)
+    return Robust(name, delta if callable(delta) else fixed(delta), reduction)
 
 
 def fixed(delta: float) -> ScaleLaw:

@@ -1,14 +1,15 @@
-"""Finds a pipeline folder by path or by its name on the Hugging Face hub."""
+"""Finds the folder of a pipeline, or of an autoencoder alone, by path or by its name on the Hugging Face hub."""
 
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcm_jax.weights.diffusers_folder import INDEX, TEXT_ENCODERS, TOKENIZERS
+from lcm_jax.weights.diffusers_folder import CONFIG, INDEX, TEXT_ENCODERS, TOKENIZERS
 from lcm_jax.weights.tensor_files import PICKLED_STEM
 
-STEMS = dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model") | dict.fromkeys(TEXT_ENCODERS["sdxl"], "model")
+# "": an autoencoder's own folder.
+STEMS = dict.fromkeys(("", "unet", "vae"), "diffusion_pytorch_model") | dict.fromkeys(TEXT_ENCODERS["sdxl"], "model")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -49,15 +50,15 @@ def resolve(name_or_path: str | os.PathLike, variant: str | None = None) -> Path
                 ) from online
 
     folder = fetched(hub_patterns(variant))
-    held = [part for part in STEMS if (folder / part / "config.json").is_file()]
-    if old := [part for part in held if not any(folder.glob(f"{part}/*.safetensors"))]:
+    held = [part for part in STEMS if (folder / part / CONFIG).is_file()]
+    if old := [part for part in held if not any((folder / part).glob("*.safetensors"))]:
         return fetched(pickled_patterns(old, variant))
     return folder
 
 
 def hub_patterns(variant: str | None = None) -> list[str]:
-    """Glob patterns of the files of a pipeline that are read here, with the safetensors of one variant."""
-    patterns = [INDEX, "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in STEMS)]
+    """Glob patterns of the files of a model that are read here, with the safetensors of one variant."""
+    patterns = [INDEX, "scheduler/scheduler_config.json", *(_inside(part, CONFIG) for part in STEMS)]
     patterns += [f"{part}/*.{end}" for part in TOKENIZERS["sdxl"] for end in ("json", "txt")]
     return patterns + [name for part, stem in STEMS.items() for name in _weights(part, stem, "safetensors", variant)]
 
@@ -72,4 +73,8 @@ def _weights(part: str, stem: str, end: str, variant: str | None) -> list[str]:
     tag = f".{variant}" if variant else ""
     shards = (f"{stem}{tag}-?????-of-?????.{end}", f"{stem}-?????-of-?????{tag}.{end}")
     names = (f"{stem}{tag}.{end}", f"{stem}.{end}.index{tag}.json", *shards)
-    return [f"{part}/{name}" for name in dict.fromkeys(names)]
+    return [_inside(part, name) for name in dict.fromkeys(names)]
+
+
+def _inside(part: str, name: str) -> str:
+    return f"{part}/{name}" if part else name

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,16 +11,20 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_sd
 
-from lcm_jax import build, build_edm, drawing, exporting, planning, run_folder
+from configs import slct_latent32
+from lcm_jax import build, build_edm, drawing, encoding, exporting, planning, run_folder, sections
 from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
+from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.source import open_model
+from lcm_jax.weights.diffusers_config import autoencoder_config
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32  # pixels; 4 x 4 x 4 latents, those of the preset "tiny"
@@ -177,6 +182,32 @@ def test_plans_are_made_from_shapes_alone(made, latents32):
     assert start.spec.image_size == 256 and start.spec.latent_shape == (32, 32, 4) and start.model is None
 
 
+def test_the_autoencoder_may_be_one_that_diffusers_saved_alone(data, tmp_path):
+    whole = exporting.export(tiny_sd.model_folder(tmp_path / "sd", tiny_sd.spec()), tmp_path / "whole", "diffusers")
+    alone, latents = str(whole / "vae"), tmp_path / "latents"
+    options = {"folder": str(data.pictures)}
+    settings = {"tokens": True, "states": False, "size": SIDE, "progress": False}
+    encoding.encode(alone, "image_folder", options, latents, 8, 10, **settings)
+    objective, model = {"name": "edm", "time_scale": 250.0}, {"start": alone, "network": "dit_tiny"}
+    config = tiny.config(objective, model, latents, steps=1)
+    run_folder.train(build.run(config), tmp_path / "run", progress=False)
+    made = exporting.export(tmp_path / "run", tmp_path / "exported", msgpack=False)
+    first = open_model(alone).load("autoencoder")
+    jax.tree.map(np.testing.assert_array_equal, open_model(made).load("autoencoder"), first)
+    with pytest.raises(ValueError, match="vae is not of config.model.family 'sd15': autoencoder is Autoenc.* name its"):
+        build.run({**config, "model": {**model, "family": "sd15"}})
+    with pytest.raises(ValueError, match="vae holds an autoencoder only: name a preset in config.model.unet"):
+        build.run({**config, "model": {"start": alone}, "objective": {"name": "diffusion"}})
+
+
+def test_a_published_autoencoder_alone_is_of_its_family(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(autoencoder_config(asdict(AutoencoderConfig()), 256)))
+    cfg = sections.plain(slct_latent32.get_config())
+    cfg["model"]["start"] = str(tmp_path)
+    _, start = build_edm.edm_parts(cfg)
+    assert start.spec.image_size == 256 and start.spec.autoencoder == AutoencoderConfig() and start.fresh
+
+
 @pytest.mark.parametrize(
     "objective, model, message",
     [
@@ -214,6 +245,10 @@ def test_specs_say_what_does_not_fit(made):
     for change, message in (
         ({"sigmas": [[80.0], [0.5, 80.0]]}, r"sigmas\[1\] is \[0.5, 80.0\]: give 2 noise levels that fall"),
         ({"sigmas": [[81.0]]}, "from at most 80"),
+        ({"sigma_data": 0.0}, "sigma_data is 0.0: give a positive number"),
+        ({"rho": -7.0}, "rho is -7.0"),
+        ({"time_scale": 0.0}, "time_scale is 0.0"),
+        ({"sigma_min": 90.0}, "sigma_min is 90.0, sigma_max 80.0: give noise levels that rise from 0 or more"),
         ({"image_size": 64}, "the autoencoder makes 8 x 8 x 4 of pictures of 64 pixels"),
         ({"format": 7}, "has format 7"),
     ):
@@ -318,6 +353,16 @@ def test_telemetry_takes_the_loss_apart(made, name, levels, tmp_path):
         drawn, coupled = (np.square(seen["coupling"][key]).sum() for key in ("drawn", "coupled"))
         assert coupled < drawn
         assert seen["intervals"]["N"] == [10, 20, 20]
+        np.testing.assert_allclose(seen["scale"]["delta"], [0.03456, 0.013635, 0.013635], rtol=1e-4)
+        assert seen["scale"]["step"] == seen["intervals"]["step"] == [0, 1, 2]
+        values, slopes = (np.array([c[what] for c in seen["compared"].values()]) for what in ("value", "slope"))
+        assert list(seen["compared"]) == ["l2", "pseudo_huber", "cauchy", "geman_mcclure"]  # from the least robust
+        np.testing.assert_allclose(values[:, :5] / values[0, :5], 1, rtol=1e-3)  # alike where residuals are small
+        assert (np.diff(values[:, -20:], axis=0) < 0).all() and (np.diff(slopes[:, -20:], axis=0) < 0).all()
+        own = seen["distance"]["2"]  # the scale has not changed since
+        np.testing.assert_allclose(seen["compared"]["cauchy"]["value"], own["value"], rtol=1e-4)
+    else:
+        assert seen["scale"] is seen["compared"] is None  # the squared distance has no scale
 
 
 def test_a_gap_that_closes_is_shown_as_it_is_at_a_step(made):

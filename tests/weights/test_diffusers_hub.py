@@ -70,6 +70,12 @@ def test_pickles_are_fetched_of_components_that_have_nothing_else(tmp_path, hub)
     assert asked == {"unet/diffusion_pytorch_model.fp16.bin", "text_encoder/pytorch_model.fp16.bin"}
 
 
+def test_of_an_autoencoder_alone_config_and_weights_are_fetched():
+    repository = ["README.md", "config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+    wanted = [name for name in repository if any(fnmatch.fnmatch(name, p) for p in hub_patterns())]
+    assert wanted == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A stand-in for huggingface_hub that answers what its `answer` says and notes its calls."""
