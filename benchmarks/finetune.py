@@ -25,6 +25,7 @@ from lcm_jax.evaluate import grid, report
 from lcm_jax.pipeline import Pipeline
 
 METRICS = ("kid", "fd")
+CONTROLS = ("floor", "blurred_floor", "blur", "autoencoder")
 SHOWN = 8  # captions in the picture
 
 
@@ -62,8 +63,7 @@ def main() -> None:
             "real": scored["after"]["references"][split],
             "before": student(scored["before"])["scores"],
             "after": student(scored["after"])["scores"],
-            "floor": control(scored["after"], "floor")["scores"],
-            "autoencoder": control(scored["after"], "autoencoder")["scores"],
+            **{name: control(scored["after"], name)["scores"] for name in CONTROLS},
             "gain": {metric: gain(out / split, scored, metric) for metric in METRICS},
         }
     path = results.save("finetune", values)
@@ -85,24 +85,25 @@ def control(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 def gain(out: Path, scored: dict[str, Any], metric: str) -> dict[str, Any]:
     """1 - (after - floor) / (before - floor), and its 95 % interval over resamples of groups."""
-    floor = control(scored["after"], "floor")["scores"][metric]["mean"]
-    draw = lambda name: np.load(out / name / evaluation.RESAMPLED / f"{student(scored[name])['key']}.npz")[metric]
-    point = [student(scored[name])["scores"][metric]["mean"] for name in ("before", "after")]
-    share = lambda before, after: 1 - (after - floor) / (before - floor)
-    low, high = np.quantile(share(draw("before"), draw("after")), [0.025, 0.975])
-    return {"value": share(*point), "interval": [float(low), float(high)], "floor": floor}
+    entries = [(name, student(scored[name])) for name in ("before", "after")]
+    entries.append(("after", control(scored["after"], "floor")))
+    draws = [np.load(out / name / evaluation.RESAMPLED / f"{entry['key']}.npz")[metric] for name, entry in entries]
+    point = [entry["scores"][metric]["mean"] for _, entry in entries]
+    share = lambda before, after, floor: 1 - (after - floor) / (before - floor)
+    low, high = np.quantile(share(*draws), [0.025, 0.975])
+    return {"value": share(*point), "interval": [float(low), float(high)], "floor": point[-1]}
 
 
 def table(splits: dict[str, Any]) -> str:
     """Before, after, floor and gain of every split."""
-    head = ["captions", "n", "score", "before", "after", "floor", "gain"]
+    head = ["captions", "n", "score", "before", "after", "floor", "floor, blurred", "gain"]
     head += ["copies before", "copies after", "real copies"]
     rows = []
     for split, values in splits.items():
         copies = [f"{100 * values[when]['copies']['mean']:.0f} %" for when in ("before", "after")]
         copies.append(f"{100 * values['real']['own']['copies']:.0f} %")
         for metric in METRICS:
-            shown = [report.number(values[of][metric]["mean"], metric) for of in ("before", "after", "floor")]
+            shown = [report.number(values[of][metric]["mean"], metric) for of in ("before", "after", *CONTROLS[:2])]
             gain = values["gain"][metric]
             share = "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in (gain["value"], *gain["interval"])))
             rows.append([split, str(values["real"]["n"]), report.NAMES[metric], *shown, share, *copies])

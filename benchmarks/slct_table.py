@@ -3,9 +3,10 @@
     python -m launch.encode --reader twemoji --model emoji-teacher --out data/emoji
     python -m benchmarks.slct_table --out runs/slct_table
 
-Every row trains the same network on the same data for the same updates; rows add one change each (arXiv
-2502.01441), ending in sLCT. EDM's diffusion, sampled in 18 and 40 steps, stands beside them. Every row and seed is
-a run of its own in --out, which goes on where it stopped.
+Every row trains the same network on the same data for the same updates, through the whole curriculum; rows add one
+change each (arXiv 2502.01441), ending in sLCT. EDM's diffusion, sampled in 18 and 40 steps, stands beside them, and
+says whether the updates are enough: over the last fifth of them it should improve by less than 5 %. Every row and seed
+is a run of its own in --out, which goes on where it stopped.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 
 from benchmarks import results, training
 from configs import emoji_slct
@@ -38,6 +40,8 @@ class Variant:
 
 
 PLAIN = {"name": "slct", "schedule_delta": False, "diffusion_weight": 0.0, "transport": False}
+REFERENCE = "EDM"
+FIFTHS = 5  # checkpoints of a run, the last two of which are kept
 VARIANTS = {
     "iCT": Variant({"name": "ict"}),
     "iCT, mean norm": Variant({"name": "ict", "reduction": "mean", "delta": 0.03456}),
@@ -46,7 +50,7 @@ VARIANTS = {
     "+ OT": Variant({**PLAIN, "diffusion_weight": 5.0, "transport": True}),
     "+ scheduled c": Variant({"name": "slct"}),
     "+ NsLN (sLCT)": Variant({"name": "slct"}, "ns_layer"),
-    "EDM": Variant({"name": "edm"}),
+    REFERENCE: Variant({"name": "edm"}),
 }
 
 
@@ -61,31 +65,51 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--s1", type=int, default=640)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--features", default="mobilenetv2", help="or inception, FID's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--name", default="slct_table")
     parser.add_argument("--out", default="runs/slct_table")
     args = parser.parse_args()
-    net, judge, runs = feature_network("mobilenetv2"), None, []
+    if args.updates % FIFTHS:
+        parser.error(f"--updates {args.updates} is no multiple of {FIFTHS}: runs are looked at after every fifth")
+    net, judge, runs, settling = feature_network(args.features), None, [], {}
     for seed in args.seeds:
         for row in args.rows:
             pipe = train(args, row, seed)
             if judge is None:
                 found, _ = evaluation_set.open_folder(args.data, None, {}, pipe.spec)
                 judge = noise_evaluation.Judge(found, net, args.samples)
-            plan = noise_evaluation.Plan(pipe.usual_steps, (0,), args.samples)
-            scored = noise_evaluation.evaluate(pipe, judge, plan, folder(args, row, seed) / "scores")
-            scores = {str(entry["steps"]): entry["scores"] for entry in scored["entries"]}
+            where, steps = folder(args, row, seed), pipe.usual_steps
+            scores = score(pipe, judge, steps, args.samples, where / "scores")
             runs.append({"row": row, "seed": seed, "scores": scores})
             print(row, seed, {steps: round(s["kid"]) for steps, s in scores.items()}, flush=True)
+            if row == REFERENCE:
+                before = run_folder.pipeline(where, args.updates // FIFTHS * (FIFTHS - 1))
+                earlier = score(before, judge, steps[:1], args.samples, where / "scores_before")
+                settling[seed] = {"before": earlier[str(steps[0])]["kid"], "after": scores[str(steps[0])]["kid"]}
     controls = judge.controls()
     text = table(runs, args.rows, controls)
     intervals = Doubling(10, args.s1, args.updates)
     stages = {n: int(intervals(n)) for n in np.linspace(0, args.updates, 8, dtype=int).tolist()}
-    values = {"protocol": vars(args), "n": judge.n, "stages": stages, "controls": controls, "runs": runs, "table": text}
+    values = {"protocol": vars(args), "images": args.updates * args.batch_size, "n": judge.n, "stages": stages}
+    values |= {"last_fifth_of_reference": settling, "controls": controls, "runs": runs, "table": text}
     path = results.save(args.name, values)
     print(text)
+    print(f"{args.updates} updates of {args.batch_size}: {values['images']} images a run, N up to {args.s1}")
+    if settling:
+        before, after = (statistics.mean(s[when] for s in settling.values()) for when in ("before", "after"))
+        print(f"{REFERENCE}'s KID x 1000 in the last fifth of the updates: {before:.0f} to {after:.0f}")
     print(draw(runs, args.rows, controls, path.with_suffix(".png")))
+
+
+def score(
+    pipe: EDMPipeline, judge: noise_evaluation.Judge, steps: tuple[int, ...], samples: int, out: Path
+) -> dict[str, dict[str, float]]:
+    """{steps: scores} of one model, kept in `out`."""
+    plan = noise_evaluation.Plan(steps, (0,), samples)
+    scored = noise_evaluation.evaluate(pipe, judge, plan, out)
+    return {str(entry["steps"]): entry["scores"] for entry in scored["entries"]}
 
 
 def folder(args: argparse.Namespace, row: str, seed: int) -> Path:
@@ -101,7 +125,7 @@ def train(args: argparse.Namespace, row: str, seed: int) -> EDMPipeline:
     c.data.update(folder=args.data, batch_size=args.batch_size)
     c.model.update(start=args.model, network=args.network, norm=variant.norm)
     c.optimizer.rate, c.average.ema_decay = args.rate, args.ema
-    c.loop.update(sample_steps=args.updates)
+    c.loop.update(sample_steps=args.updates, checkpoint_steps=args.updates // FIFTHS)
     config = c.to_dict()
     config["objective"] = {**variant.objective, **({} if variant.objective["name"] == "edm" else {"s1": args.s1})}
     where = folder(args, row, seed)
@@ -116,7 +140,7 @@ def gathered(runs: list[dict[str, Any]], row: str) -> dict[str, dict[str, list[f
 
 
 def table(runs: list[dict[str, Any]], rows: list[str], controls: dict) -> str:
-    """Markdown: the mean over the seeds and, where there are several, their standard deviation."""
+    """Markdown: the mean over the seeds and, where there are several, its 95 % interval (Student's t)."""
     lines = ["| | steps | KID x 1000 | FD | FD - floor | recall |", "|---|---|---|---|---|---|"]
     for name, s in controls.items():
         lines.append(f"| {name} | - | {s['kid']:.0f} | {s['fd']:.0f} | {s['fd - floor']:.0f} | {s['recall']:.2f} |")
@@ -128,9 +152,12 @@ def table(runs: list[dict[str, Any]], rows: list[str], controls: dict) -> str:
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """mean +- standard deviation over the seeds."""
-    text = f"{statistics.mean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} +- {statistics.stdev(values):.{digits}f}"
+    """mean [low, high]: trained and drawn anew, the mean lies there in 95 of 100 cases."""
+    mean, n = statistics.mean(values), len(values)
+    if n < 2:
+        return f"{mean:.{digits}f}"
+    away = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+    return f"{mean:.{digits}f} [{mean - away:.{digits}f}, {mean + away:.{digits}f}]"
 
 
 def draw(runs: list[dict], rows: list[str], controls: dict, path: Path) -> Path:
@@ -144,7 +171,7 @@ def draw(runs: list[dict], rows: list[str], controls: dict, path: Path) -> Path:
     for (name, scores), style in zip(controls.items(), ("--", ":"), strict=True):
         axis.axhline(scores["kid"], color="grey", linestyle=style, label=name)
     axis.set_xticks(range(len(rows)), rows, rotation=25, ha="right")
-    axis.set(ylabel="KID-MobileNetV2 x 1000", yscale="symlog")
+    axis.set(ylabel="KID x 1000", yscale="symlog")
     handles, names = axis.get_legend_handles_labels()
     once = dict(zip(names, handles, strict=True))
     axis.legend(once.values(), once.keys(), fontsize=7)

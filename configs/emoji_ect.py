@@ -4,6 +4,7 @@
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import emoji_slct
 
@@ -11,6 +12,6 @@ from configs import emoji_slct
 def get_config() -> ConfigDict:
     """The gap halves eight times in the run."""
     c = emoji_slct.get_config()
-    c.model = dict(start="exported/emoji_edm")
+    c.model = dict(start="exported/emoji_edm", dtype=placeholder(str), remat=placeholder(bool))
     c.objective = dict(name="ect", stage_steps=2500)
     return c

@@ -15,11 +15,14 @@ def get_config() -> ConfigDict:
     c.seed = 0
     c.steps = 20_000
     c.data = dict(folder="data/emoji", split="train", batch_size=128)
-    c.model = dict(start="emoji-teacher", network="emoji", norm="ns_layer")
+    c.model = dict(
+        start="emoji-teacher", network="emoji", norm="ns_layer", dtype=placeholder(str), remat=placeholder(bool)
+    )
     c.objective = dict(name="slct", steps=placeholder(int))  # of the curriculum: the run's
-    c.optimizer = dict(name="radam", rate=1e-4)
+    # No decay, as iCT; the authors' is in configs/slct_latent32.py.
+    c.optimizer = dict(name="radam", rate=1e-4, weight_decay=0.0, accumulate=1)
     c.average = dict(ema_decay=0.999)
     c.mesh = dict(data=-1, fsdp=1, tensor=1, slices=placeholder(int), rules="replicate")
     c.loop = dict(log_steps=50, checkpoint_steps=1000, sample_steps=1000)
-    c.checkpoint = dict(keep=2)
+    c.checkpoint = dict(keep=2, best_metric=placeholder(str), best_mode="min")
     return c

@@ -8,6 +8,7 @@ thing once: a picture that stands alone is drawn as often as a person.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import emoji_teacher
 
@@ -17,6 +18,6 @@ def get_config() -> ConfigDict:
     c = emoji_teacher.get_config()
     c.steps = 4000
     c.data.each = "groups"
-    c.model = dict(start="emoji-teacher")
+    c.model = dict(start="emoji-teacher", dtype=placeholder(str), remat=placeholder(str))
     c.optimizer.rate = 2.5e-3
     return c

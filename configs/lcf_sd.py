@@ -7,6 +7,7 @@ LCM is any that takes w: a folder of launch.export, diffusers' format (Dreamshap
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import lcm_presets
 
@@ -15,8 +16,8 @@ def get_config(preset: str = "paper") -> ConfigDict:
     """w and distance must be those of the distillation; presets as there."""
     c = lcm_presets.distillation("", "sd15", "data/mine", preset)
     c.model = dict(
-        start="SimianLuo/LCM_Dreamshaper_v7", family="sd15", w_width=256, dtype="bfloat16", remat="block",
-        attention="auto",
+        start="SimianLuo/LCM_Dreamshaper_v7", family="sd15", variant=placeholder(str), kind=placeholder(str),
+        w_width=256, dtype="bfloat16", remat="block", attention="auto",
     )  # fmt: skip
     c.objective.name = "lcf"
     del c.objective.solver_name

@@ -6,15 +6,18 @@
     rate           8e-6                         1e-6
     batch          72                           12, SDXL 24
     updates        100,000 (768 px: 4,000)      1,000, SDXL 3,000
+    lcf_sd         30,000 updates               1,000 updates
     distance       l2                           Huber, delta 1e-3
     times          any t >= 20                  the 50 times 20 i - 1
-    LoRA           w = 7.5, rate 1e-4           w as above and not told to the student, rate 1e-4, target online
+    lora_*         w = 7.5, rate 1e-4           w as above, rate 1e-4
+
+Adapters are of rank 64; their student is not told w and is its own target.
 
 The paper's batch divides over 8, 12, 24, 36 or 72 devices: a pod wants another, such as
 --config.data.batch_size=64 on 16 or 64 chips, 256 on 256; README's "From a laptop to a pod" says what fits where.
 
 w is LCM's, cond + w (cond - uncond): others' guidance scale is w + 1. Updates and the LoRA rate of the paper are from
-memory of its authors' releases, everything else as published.
+memory of its authors' releases, everything else as published. diffusers has no script for LCF: it is trained as LCD is.
 """
 
 from ml_collections import ConfigDict
@@ -43,15 +46,15 @@ def distillation(teacher: str, family: str, data: str, preset: str) -> ConfigDic
     values = named(preset, family == "sdxl")
     c = _common(values, data)
     c.model = dict(
-        teacher=teacher, family=family, w_width=256, dtype="bfloat16", teacher_dtype="bfloat16", remat="block",
-        attention="auto",
+        teacher=teacher, family=family, variant=placeholder(str), kind=placeholder(str), w_width=256,
+        dtype="bfloat16", teacher_dtype="bfloat16", remat="block", attention="auto",
     )  # fmt: skip
     low, high = values["w"]
     c.objective = dict(
         name="lcd", skip=20, grid=values["grid"], solver_name="ddim", distance_name=values["distance"], delta=1e-3,
-        w_min=low, w_max=high, mu=values["mu"],
+        w_min=low, w_max=high, mu=values["mu"], drop=0.0,
     )  # fmt: skip
-    c.optimizer = dict(name="adamw", rate=values["rate"], schedule="constant", warmup=500, clip=1.0)
+    c.optimizer = _optimizer(values["rate"])
     return c
 
 
@@ -60,15 +63,16 @@ def adapters(teacher: str, family: str, data: str, preset: str) -> ConfigDict:
     values = named(preset, family == "sdxl")
     c = _common(values, data)
     c.model = dict(
-        teacher=teacher, family=family, dtype="bfloat16", teacher_dtype="bfloat16", remat="block",
-        attention="auto", lora=dict(rank=RANK, alpha=RANK),
+        teacher=teacher, family=family, variant=placeholder(str), kind=placeholder(str),
+        dtype="bfloat16", teacher_dtype="bfloat16", remat="block", attention="auto",
+        lora=dict(rank=RANK, alpha=RANK, targets=placeholder(tuple)),  # None: what LCM-LoRA adapts
     )  # fmt: skip
     low, high = values["lora_w"]
     c.objective = dict(
         name="lcd", skip=20, grid=values["grid"], solver_name="ddim", distance_name=values["distance"], delta=1e-3,
-        w_min=low, w_max=high, w_width=None, mu=None,
+        w_min=low, w_max=high, w_width=None, mu=None, drop=0.0,
     )  # fmt: skip
-    c.optimizer = dict(name="adamw", rate=LORA_RATE, schedule="constant", warmup=500, clip=1.0)
+    c.optimizer = _optimizer(LORA_RATE)
     return c
 
 
@@ -81,5 +85,11 @@ def _common(values: dict, data: str) -> ConfigDict:
     # No dim of some of Stable Diffusion's convolutions (320, 640) divides over more than 64 devices.
     c.mesh = dict(data=-1, fsdp=-1, fsdp_most=64, tensor=1, slices=placeholder(int), rules="fsdp")
     c.loop = dict(log_steps=50, checkpoint_steps=500, sample_steps=1000)
-    c.checkpoint = dict(keep=2)
+    c.checkpoint = dict(keep=2, best_metric=placeholder(str), best_mode="min")
     return c
+
+
+def _optimizer(rate: float) -> dict:
+    return dict(
+        name="adamw", rate=rate, schedule="constant", warmup=500, weight_decay=0.0, clip=1.0, accumulate=1
+    )

@@ -5,6 +5,7 @@
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import quickstart
 
@@ -13,6 +14,6 @@ def get_config() -> ConfigDict:
     """The quick start's recipe, in another latent space."""
     c = quickstart.get_config()
     c.data = dict(folder="data/noto", split="train", batch_size=32)
-    c.model = dict(teacher="exported/noto_teacher", w_width=256)
+    c.model = dict(teacher="exported/noto_teacher", w_width=256, dtype=placeholder(str), remat=placeholder(str))
     c.steps = 250
     return c

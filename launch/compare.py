@@ -5,7 +5,7 @@
 
 from absl import flags
 
-from launch import entry
+from launch import entry, opening
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the student; or give --model.")
 MODEL = flags.DEFINE_string("model", None, "Exported folder of the student.")
@@ -27,8 +27,9 @@ def main() -> None:
     from lcm_jax import run_folder
     from lcm_jax.assess import comparison
 
-    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, entry.weights(WEIGHTS, EMA, CHECKPOINT))
-    teacher = run_folder.pipeline(TEACHER.value)
+    weights, how = entry.weights(WEIGHTS, EMA, CHECKPOINT), opening.how()
+    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, weights, **how)
+    teacher = run_folder.pipeline(TEACHER.value, **how)
     prompts = PROMPT.value or comparison.default_prompts(READER.value)
     print(comparison.compare(student, teacher, prompts, OUT.value, W.value, TEACHER_W.value, SEED.value))
 

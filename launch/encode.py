@@ -23,10 +23,12 @@ from typing import Any
 
 from absl import flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 READER = flags.DEFINE_string(
-    "reader", None, "Finds the pictures: image_folder (meant by --folder), webdataset, parquet, tfds, noto or twemoji."
+    "reader",
+    None,
+    "Finds the pictures: image_folder (meant by --folder), webdataset, parquet, tfds, cifar10, noto or twemoji.",
 )
 FOLDER = flags.DEFINE_string(
     "folder", None, "Pictures captioned by metadata.jsonl, metadata.csv or a .txt each; or tar shards, or tables."
@@ -77,7 +79,7 @@ def check(reader: str, options: dict[str, Any]) -> None:
     """Leaves with 1 if there are problems."""
     from lcm_jax import encoding
 
-    problems = encoding.check(MODEL.value, reader, options, OUT.value, size=SIZE.value)
+    problems = encoding.check(MODEL.value, reader, options, OUT.value, size=SIZE.value, **opening.how())
     print(encoding.report(problems))
     sys.exit(1 if problems else 0)
 
@@ -111,8 +113,8 @@ def encode(reader: str, options: dict[str, Any]) -> None:
 
 
 def changed() -> dict[str, Any]:
-    """The settings of storing that were given, by their names in lcm_jax.encoding."""
-    settings = SIZE, CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS
+    """The settings of opening and storing that were given, by their names in lcm_jax.encoding."""
+    settings = SIZE, CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS, opening.VARIANT, opening.KIND
     given = {flag.name: flag.value for flag in settings if flag.value != flag.default}
     return {**given, **({"states": False} if TEXT.value == "none" else {})}
 

@@ -4,7 +4,7 @@
     python -m launch.evaluate --model emoji-teacher --data data/emoji --sweep_w 0,1,2,3,5 --out runs/sweep
 
 A model of noise levels (no captions, no --teacher) is held against its training images; --search_sigmas 3 seeks the
-noise levels of 1 to 3 steps that score best and, given --model, keeps them in it.
+noise levels of 1 to 3 steps that score best (by KID, or --search_score) and, given --model, keeps them in it.
 
 --watch scores every checkpoint of a run that is being trained, in folders of --out, until the run is done.
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the model to score; or give --model.")
 MODEL = flags.DEFINE_string("model", None, "Exported folder or shipped model to score.")
@@ -46,6 +46,9 @@ LISTS = {
     "splits": (str, flags.DEFINE_list("splits", None, "heldout, train or both.")),
 }
 SEARCH = flags.DEFINE_integer("search_sigmas", None, "Seek the best noise levels of 1 to N steps.", lower_bound=1)
+SCORE = flags.DEFINE_enum(
+    "search_score", "kid", ["kid", "fd", "precision", "recall"], "What --search_sigmas seeks the best of."
+)
 LIMIT = flags.DEFINE_integer("limit", None, "Images a split, at most.", lower_bound=1)
 RESAMPLES = flags.DEFINE_integer("resamples", None, "Resamples of the intervals.", lower_bound=2)
 WATCH = flags.DEFINE_bool("watch", False, "Score each checkpoint of the run as it lands, until the run is done.")
@@ -58,6 +61,8 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 def main() -> None:
     several.alone("start it once; launch.score shares its pictures out")
+    if SCORE.present and SEARCH.value is None:
+        entry.stop("--search_score is what --search_sigmas N seeks the best of: give both")
     if not WATCH.value:
         return score(STEP.value, Path(OUT.value))
     if CHECKPOINT.value is None or STEP.value is not None:
@@ -71,8 +76,8 @@ def score(step: int | None, out: Path) -> None:
     """Scores of one model, in a folder."""
     from lcm_jax import run_folder
 
-    kind = captioned if run_folder.takes_captions(CHECKPOINT.value or MODEL.value) else from_noise
-    kind(step, out)
+    told = run_folder.takes_captions(CHECKPOINT.value or MODEL.value, **opening.how())
+    (captioned if told else from_noise)(step, out)
 
 
 def captioned(step: int | None, out: Path) -> None:
@@ -84,14 +89,15 @@ def captioned(step: int | None, out: Path) -> None:
     if SEARCH.value is not None:
         entry.stop("--search_sigmas is for models of noise levels, without captions")
     given = {name: numbers(name, kind, flag.value) for name, (kind, flag) in LISTS.items() if flag.value}
-    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA, CHECKPOINT))
+    weights, how = entry.weights(WEIGHTS, EMA, CHECKPOINT), opening.how()
+    model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, weights, **how)
     plan = evaluation_plan.with_flags(
         evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(w=(model.default_w,)),
         **given,
         limit=LIMIT.value,
         resamples=RESAMPLES.value,
     )
-    student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value))
+    student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value, **how))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)
     net = feature_networks.feature_network(FEATURES.value)
@@ -110,7 +116,7 @@ def captioned(step: int | None, out: Path) -> None:
 
 
 CAPTIONED_ONLY = ("teacher", "tag", "quick", "sweep_w", "w", "samplers", "teacher_steps", "teacher_w", "splits",
-                  "resamples")  # fmt: skip
+                  "resamples", "variant", "kind")  # fmt: skip
 
 
 def from_noise(step: int | None, out: Path) -> None:
@@ -132,15 +138,18 @@ def from_noise(step: int | None, out: Path) -> None:
         noise_evaluation.evaluate(pipe, judge, plan, out, {"machine": machine()})
         print((out / noise_evaluation.TABLE).read_text() + f"written to {out}")
         return
-    best = noise_evaluation.best_sigmas(pipe, judge, SEARCH.value, plan.seeds[0])
+    by = SCORE.value
+    best = noise_evaluation.best_sigmas(pipe, judge, SEARCH.value, plan.seeds[0], by)
     out.mkdir(parents=True, exist_ok=True)
-    tried = [{"sigmas": list(sigmas), "kid": score} for sigmas, score in best.tried.items()]
-    record = {"best": [list(s) for s in best.best], "kid": best.scores, "tried": tried, "n": judge.n}
+    tried = [{"sigmas": list(sigmas), by: score} for sigmas, score in best.tried.items()]
+    sought = {"score": by, "features": judge.net.name, "n": judge.n, "seed": plan.seeds[0]}
+    record = {"best": [list(s) for s in best.best], by: best.scores, "tried": tried, **sought}
     (out / "sigmas.json").write_text(json.dumps({**record, "machine": machine()}, indent=1))
     for sigmas, score in zip(best.best, best.scores, strict=True):
-        print(f"{len(sigmas)} steps: sigmas {', '.join(f'{level:.4g}' for level in sigmas)}; KID x 1000 {score:.0f}")
+        name = noise_evaluation.HEADS[by]
+        print(f"{len(sigmas)} steps: sigmas {', '.join(f'{level:.4g}' for level in sigmas)}; {name} {score:.4g}")
     if MODEL.value is not None:
-        run_folder.keep_sigmas(MODEL.value, best.best)
+        run_folder.keep_sigmas(MODEL.value, best.best, {**sought, "values": best.scores})
         print(f"kept in {MODEL.value}")
 
 

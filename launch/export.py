@@ -15,7 +15,7 @@ single file by from_single_file with its own configs, adapters by load_lora_weig
 
 from absl import flags
 
-from launch import entry
+from launch import entry, opening
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of launch.train.")
 MODEL = flags.DEFINE_string("model", None, "Folder, single file, shipped or hub name of a model, in place of a run.")
@@ -25,7 +25,6 @@ DTYPE = flags.DEFINE_string("dtype", "float32", "float32, float16 or bfloat16.")
 WEIGHTS = flags.DEFINE_string("weights", "ema", "ema (what the run's samples were drawn with), params or target.")
 EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
 STEP = flags.DEFINE_integer("step", None, "Training step; the newest by default.")
-VARIANT = flags.DEFINE_string("variant", None, 'Files of a diffusers --model to read, such as "fp16".')
 W = flags.DEFINE_float("w", None, "Fix the guidance w of a student, for programs that cannot give it one.")
 MSGPACK = flags.DEFINE_bool("msgpack", True, "Write Flax msgpack beside safetensors.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.")
@@ -40,8 +39,8 @@ def main() -> None:
         entry.stop("give either --checkpoint RUN or --model MODEL")
     if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):
         entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a --model has one set")
-    if CHECKPOINT.value is not None and VARIANT.present:
-        entry.stop("--variant chooses among the files of a diffusers --model; a run has none")
+    if CHECKPOINT.value is not None and (opening.VARIANT.present or opening.KIND.present):
+        entry.stop("--variant and --kind are for --model: a run knows what it is of")
     if VERIFY.value and FORMAT.value == "flax":
         entry.stop("--verify draws with diffusers in PyTorch, which reads no flax: give another --format")
     from lcm_jax import exporting, run_folder
@@ -50,7 +49,7 @@ def main() -> None:
         entry.stop(f"{CHECKPOINT.value} holds no run: give a --run folder of launch.train, or a model as --model")
     given = CHECKPOINT.value or MODEL.value
     weights = entry.weights(WEIGHTS, EMA, CHECKPOINT)
-    which = {"weights": weights, "step": STEP.value, "variant": VARIANT.value, "w": W.value}
+    which = {"weights": weights, "step": STEP.value, "w": W.value, **opening.how()}
     how = {"overwrite": OVERWRITE.value, "msgpack": MSGPACK.value}
     out = exporting.export(given, OUT.value, FORMAT.value, DTYPE.value, **which, **how)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -14,9 +14,11 @@ Started as several processes, as launch.train is, each draws its share of the pr
 --w is LCM's guidance, cond + w (cond - uncond); --guidance is the usual scale, w + 1.
 """
 
+from typing import Any
+
 from absl import flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of launch.train.")
 MODEL = flags.DEFINE_string(
@@ -25,8 +27,6 @@ MODEL = flags.DEFINE_string(
 LORA = flags.DEFINE_multi_string(
     "lora", [], "LoRA file to merge in, FILE or FILE:STRENGTH; repeatable. With --sampler lcm one is an LCM-LoRA."
 )
-VARIANT = flags.DEFINE_string("variant", None, "Which files of a diffusers folder, such as fp16.")
-KIND = flags.DEFINE_enum("kind", None, ["eps", "v"], "What a single file's U-Net predicts; most do not say.")
 DTYPE = flags.DEFINE_string("dtype", None, "What --model's U-Net computes in: float32, bfloat16 or float16.")
 ATTENTION = flags.DEFINE_enum(
     "attention", "auto", ["auto", "xla", "cudnn"], "auto: cuDNN's kernel where GPU, dtype and heads allow, else XLA's."
@@ -40,6 +40,9 @@ GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, w + 1; instead 
 SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same pictures, whatever else is drawn.")
 N = flags.DEFINE_integer("n", 16, "Pictures of each prompt.")
 SIZE = flags.DEFINE_string("size", None, "Pixels of a picture, 512 or WIDTHxHEIGHT; the model's own by default.")
+ORIGINAL_SIZE = flags.DEFINE_string("original_size", None, "Size of the original that SDXL is told of; --size if not.")
+CROP = flags.DEFINE_string("crop", None, "Where SDXL is told that the original was cropped, LEFTxTOP; 0x0 if not.")
+TARGET_SIZE = flags.DEFINE_string("target_size", None, "Size that SDXL is told it was cropped to; --size if not.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to change instead of drawing from nothing.")
 STRENGTH = flags.DEFINE_float("strength", 0.6, "How much of --image is drawn anew, in (0, 1].")
 SIGMAS = flags.DEFINE_list("sigmas", None, "Falling noise levels of a consistency model without captions, one a step.")
@@ -78,7 +81,7 @@ def main() -> None:
         entry.stop("nothing to draw: give --prompt or a --prompts file")
     if STRENGTH.present and IMAGE.value is None:
         entry.stop("--strength is for --image: how much of it is drawn anew")
-    if CHECKPOINT.value is not None and (VARIANT.present or DTYPE.present or KIND.present):
+    if CHECKPOINT.value is not None and (DTYPE.present or opening.VARIANT.present or opening.KIND.present):
         entry.stop("--variant, --dtype and --kind are for --model")
     with several.joined():
         from_prompts(prompts, W.value if GUIDANCE.value is None else GUIDANCE.value - 1, weights)
@@ -89,20 +92,22 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
     import jax
 
     from lcm_jax import drawing, run_folder
-    from lcm_jax.pipeline import Pipeline
+    from lcm_jax.pipeline import Pipeline, SizeIds
 
+    chosen = {"steps": STEPS.value, "w": w, "seed": SEED.value, "sampler": SAMPLER.value, "tile": TILE.value}
+    chosen |= {"negative_prompt": NEGATIVE.value, "size": pair(SIZE), "batch": BATCH.value}
+    told = {"original": pair(ORIGINAL_SIZE), "crop": pair(CROP, 0), "target": pair(TARGET_SIZE)}
+    chosen["ids"] = SizeIds(**{name: given for name, given in told.items() if given is not None})
+    if IMAGE.value is not None:
+        chosen |= {"image": IMAGE.value, "strength": STRENGTH.value}
     if MODEL.value is not None:
-        pipe = Pipeline.load(MODEL.value, DTYPE.value, VARIANT.value, KIND.value, ATTENTION.value)
+        pipe = Pipeline.load(MODEL.value, DTYPE.value, **opening.how(), attention=ATTENTION.value)
     else:
         pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, weights, attention=ATTENTION.value)
     if LORA.value:
         from lcm_jax import adapting
 
         pipe = adapting.adapted(pipe, [adapting.parse(given) for given in LORA.value], SAMPLER.value == "lcm")
-    chosen = {"steps": STEPS.value, "w": w, "seed": SEED.value, "sampler": SAMPLER.value, "tile": TILE.value}
-    chosen |= {"negative_prompt": NEGATIVE.value, "size": size(), "batch": BATCH.value}
-    if IMAGE.value is not None:
-        chosen |= {"image": IMAGE.value, "strength": STRENGTH.value}
     grid, made = drawing.draw(pipe, prompts, OUT.value, n=N.value, **chosen)
     if jax.process_index():
         return
@@ -113,8 +118,8 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
 
 # What has no meaning without captions.
 TEXT_ONLY = (
-    "prompt", "prompts", "negative_prompt", "lora", "variant", "kind", "dtype", "w", "guidance", "size", "image",
-    "strength", "tile", "sampler", "attention",
+    "prompt", "prompts", "negative_prompt", "lora", "variant", "kind", "dtype", "w", "guidance", "size",
+    "original_size", "crop", "target_size", "image", "strength", "tile", "sampler", "attention",
 )  # fmt: skip
 
 
@@ -122,7 +127,7 @@ def takes_captions() -> bool:
     """Whether the model is one of text to image; its description is read, no weights."""
     from lcm_jax import run_folder
 
-    return run_folder.takes_captions(CHECKPOINT.value or MODEL.value, VARIANT.value, KIND.value)
+    return run_folder.takes_captions(CHECKPOINT.value or MODEL.value, **opening.how())
 
 
 def from_noise(weights: str) -> None:
@@ -143,13 +148,13 @@ def from_noise(weights: str) -> None:
     print(grid)
 
 
-def size() -> tuple[int, int] | None:
-    """(height, width) of --size."""
-    if SIZE.value is None:
+def pair(flag: Any, least: int = 1) -> tuple[int, int] | None:
+    """(height, width) of a flag."""
+    if flag.value is None:
         return None
-    sides = SIZE.value.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        entry.stop(f"--size is 512 or WIDTHxHEIGHT, not {SIZE.value!r}")
+    sides = flag.value.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) >= least for side in sides):
+        entry.stop(f"--{flag.name} is WIDTHxHEIGHT (or LEFTxTOP) or one number for both, not {flag.value!r}")
     return int(sides[-1]), int(sides[0])
 
 

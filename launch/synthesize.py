@@ -11,7 +11,7 @@ stopped; started as several processes, as launch.train is, each draws a share of
 
 from absl import flags
 
-from launch import entry, several
+from launch import entry, opening, several
 
 MODEL = flags.DEFINE_string("model", "emoji-teacher", "The teacher: a shipped, exported or diffusers model.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a caption a line.")
@@ -80,6 +80,7 @@ def synthesize() -> None:
         TOKENS.value,
         TEXT.value == "states",
         OVERWRITE.value,
+        **opening.how(),
     )
     if jax.process_index():
         return

@@ -15,7 +15,7 @@ from lcm_jax.data.shards import sha256
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.parallel.agreement import on_all
-from lcm_jax.pipeline import Pipeline
+from lcm_jax.pipeline import UNCROPPED, Pipeline, SizeIds
 
 TILE = 128  # pixels a picture of the grid should at least have along a side
 SHEET = 64  # prompts a grid holds at most
@@ -37,6 +37,7 @@ def draw(
     image: str | Path | None = None,
     strength: float = 0.6,
     tile: int | None = None,
+    ids: SizeIds = UNCROPPED,
     batch: int | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
@@ -48,13 +49,14 @@ def draw(
     """
     start = None if image is None else opened(pipe, image, size)
     size = size if start is None else start.shape[:2]
-    setting = pipe.setting(sampler, steps, size, None if start is None else strength, tile)
+    setting = pipe.setting(sampler, steps, size, None if start is None else strength, tile, ids)
     chosen = settings(pipe, setting.sampler, setting.steps, w, seed)
     more = {"size": [setting.height, setting.width]} if size is not None else {}
     more |= {"negative_prompt": negative_prompt} if negative_prompt else {}
     more |= {"tile": tile} if tile is not None else {}
     if image is not None:
         more |= {"image": str(image), "image_sha256": sha256(image), "strength": strength}
+    more |= {} if ids == UNCROPPED else {"size_ids": list(ids.of(setting.height, setting.width))}
     chosen |= more
     stem = f"{chosen['sampler']}{chosen['steps']}-w{chosen['w']:g}-seed{seed}"
     names = [
@@ -65,7 +67,8 @@ def draw(
     own = range(jax.process_index(), len(prompts), jax.process_count())
     missing = [row for row in own if not all(made_with(names[row][i], wanted(row, i)) for i in range(n))]
     keywords = {"steps": setting.steps, "w": chosen["w"], "seed": seed, "sampler": setting.sampler, "tile": tile}
-    keywords |= {"negative_prompt": negative_prompt, "size": size, "image": start, "strength": strength, "batch": batch}
+    keywords |= {"negative_prompt": negative_prompt, "size": size, "image": start, "strength": strength}
+    keywords |= {"ids": ids, "batch": batch}
     rows = max(1, AT_ONCE // n)
     for first in range(0, len(missing), rows):
         some = missing[first : first + rows]

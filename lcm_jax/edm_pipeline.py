@@ -1,7 +1,7 @@
 """Pictures from noise alone: a network of noise levels as one compiled function from keys to uint8 pixels."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -53,9 +53,8 @@ class EDMPipeline:
         model = open_model(source)
         if not isinstance(model.spec, EDMSpec):
             raise ValueError(f"{source} is no network of noise levels: open it with lcm_jax.pipeline.Pipeline")
-        trained = {k: v for k, v in model.spec.about.get("training", {}).items() if k in ("step", "weights")}
         params = {name: model.load(name) for name in image_networks(model.spec)}
-        return cls(model.spec, params, {"model": str(source), **trained})
+        return cls(model.spec, params, {"model": str(source), **model.trained})
 
     def __call__(
         self,
@@ -76,12 +75,29 @@ class EDMPipeline:
         """
         if n < 1:
             raise ValueError(f"nothing to draw: {n} images")
-        draw, labels = self.sampler(steps, sigmas), self.labels(n, label)
-        keys = image_keys([""], n, seed)
-        size = self.drawers.size(batch or BATCH, n)
+        told = {"steps": steps, "sigmas": sigmas, "label": label, "seed": seed, "batch": batch}
         with tqdm(total=n, unit="image", desc=self.name, disable=not progress, dynamic_ncols=True) as bar:
-            rows = (keys,) if labels is None else (keys, labels)
-            return self.drawers.map(partial(draw, self.drawers.params), rows, size, bar.update)
+            return np.concatenate(list(self.stream(n, np.arange(n), **told, done=bar.update)))
+
+    def stream(
+        self,
+        n: int,
+        rows: Int[np.ndarray, " r"],
+        *,
+        steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        label: str | int | Sequence[int] | Labels | None = None,
+        seed: int = 0,
+        batch: int | None = None,
+        done: Callable[[int], object] = int,
+    ) -> Iterator[np.ndarray]:
+        """The images of these numbers among the n of a call, set by set, as many at a time as devices draw together."""
+        draw, labels = self.sampler(steps, sigmas), self.labels(n, label)
+        keys, size = image_keys([""], n, seed), self.drawers.size(batch or BATCH, len(rows))
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            told = (keys[some],) if labels is None else (keys[some], labels[some])
+            yield self.drawers.map(partial(draw, self.drawers.params), told, size, done)
 
     @cached_property
     def drawers(self) -> Drawers:

@@ -36,11 +36,13 @@ def encode(
     shortened: int = 0,
     states: bool = True,
     size: int | None = None,
+    variant: str | None = None,
+    kind: str | None = None,
     **settings: Any,
 ) -> Manifest:
     """Encodes what `reader` finds with the autoencoder and the caption encoder of a model into `out`.
 
-    Pictures are cropped to `size` pixels a side, by default the model's own.
+    Pictures are cropped to `size` pixels a side, by default the model's own; `variant` and `kind` are open_model's.
     `tokens` stores token ids beside the caption's `states`, or instead of them, to be encoded while training;
     `shortened` takes that many shorter captions of each training picture in place of its own (data.shorten). Other
     settings are those of data.encode: crop, flip, seed, size_ids, broken, threads. Interrupted, it goes on where it
@@ -49,7 +51,7 @@ def encode(
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
-    found = open_model(model)
+    found = open_model(model, variant, kind)
     spec = found.spec
     size = pixels(found, size)
     examples = data.reader(reader, **options)
@@ -102,9 +104,11 @@ def check(
     out: str | Path | None = None,
     progress: bool = True,
     size: int | None = None,
+    variant: str | None = None,
+    kind: str | None = None,
 ) -> list[Problem]:
     """What is wrong with the pictures at the model's size or `size`, and with the latents of `out` if there are any."""
-    size = pixels(open_model(model), size)
+    size = pixels(open_model(model, variant, kind), size)
     problems = find_problems(data.reader(reader, **options), size, progress=progress)
     if out is not None and (Path(out) / manifest.FILE).exists():
         problems += find_problems(Path(out), progress=progress)

@@ -41,13 +41,14 @@ def export(
     weights: str = "ema",
     step: int | None = None,
     variant: str | None = None,
+    kind: str | None = None,
     w: float | None = None,
     overwrite: bool = False,
     msgpack: bool = True,
 ) -> Path:
     """Writes a run, or a model of any source (source.open_model), as a folder in a format; returns the folder.
 
-    `weights` and `step` choose among a run's, `variant` among a diffusers folder's. `w` fixes the guidance of a
+    `weights` and `step` choose among a run's, `variant` and `kind` are open_model's. `w` fixes the guidance of a
     consistency model that takes it as an input, for programs that have none to give (`fixed`).
     Raises ValueError for an unknown format or dtype and for what a format cannot hold, FileExistsError for a folder
     that is there (`overwrite` replaces an earlier export, nothing else), OSError for a full disk.
@@ -62,7 +63,7 @@ def export(
         return _export_lora(given, out, NAMINGS[format], dtype, weights, step, overwrite)
     if format == "flax" and is_run and w is None:
         return run_folder.export(given, out, dtype, weights, step, overwrite, msgpack)
-    model = leaving(given, dtype, weights=weights, step=step, variant=variant, w=w)
+    model = leaving(given, dtype, weights=weights, step=step, variant=variant, kind=kind, w=w)
     if format != "flax" and isinstance(model.spec, EDMSpec):
         raise ValueError(f"{given} is a network of noise levels, which {format} has no place for: take --format flax")
     about = model.spec.to_json(), model.networks
@@ -80,16 +81,19 @@ def leaving(
     weights: str = "ema",
     step: int | None = None,
     variant: str | None = None,
+    kind: str | None = None,
     w: float | None = None,
 ) -> Leaving:
     """What `export` writes; its arguments."""
-    model = of_run(given, weights, step) if run_folder.is_run(given) else of_model(given, dtype, variant)
+    model = of_run(given, weights, step) if run_folder.is_run(given) else of_model(given, dtype, variant, kind)
     return model if w is None else fixed(model, w)
 
 
-def of_model(given: str | os.PathLike, dtype: str = "float32", variant: str | None = None) -> Leaving:
+def of_model(
+    given: str | os.PathLike, dtype: str = "float32", variant: str | None = None, kind: str | None = None
+) -> Leaving:
     """The model of a source; each network comes as arrays of `dtype` on the host."""
-    model = source.open_model(given, variant)
+    model = source.open_model(given, variant, kind)
     names = [*source.image_networks(model.spec), *source.text_networks(model.spec)]
 
     def load(name: str) -> Params:
@@ -119,7 +123,7 @@ def of_adapters(
     """The model that a run's adapters belong to, and the same with them merged in, as rounded as `dtype` keeps them."""
     spec, adapters, _ = run_folder.adapters(where, step, weights)
     record = spec.about["lora"]
-    base = of_model(record["base"], variant=record["variant"])
+    base = of_model(record["base"], variant=record["variant"], kind=spec.kind)
 
     def load(name: str) -> Params:
         if name != "unet":

@@ -42,6 +42,26 @@ Noise = Float[Array, "draws b h w c"]
 
 
 @dataclass(frozen=True)
+class SizeIds:
+    """What SDXL's networks are told of the picture they draw (SDXL section 2.2), as diffusers names it.
+
+    Sizes are (height, width), by default the picture's own; `crop` is (top, left).
+    """
+
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target: tuple[int, int] | None = None
+
+    def of(self, height: int, width: int) -> tuple[int, ...]:
+        """The six numbers for a picture of that size."""
+        own = (height, width)
+        return *(self.original or own), *self.crop, *(self.target or own)
+
+
+UNCROPPED = SizeIds()
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a compiled sampler is compiled for: sampler, steps, pixels; of images to be changed, how strongly.
 
@@ -54,6 +74,7 @@ class Setting:
     width: int
     strength: float | None = None
     tile: int | None = None
+    ids: SizeIds = UNCROPPED
 
 
 class Pipeline:
@@ -102,7 +123,7 @@ class Pipeline:
         spec = model.spec if dtype is None else model.spec.computing_in(dtype)
         kept = {"unet": dtype or "float32", "autoencoder": "float32"}
         given = {"dtype": dtype, "variant": variant, "kind": kind}
-        origin = {"model": str(source), **{k: v for k, v in given.items() if v is not None}}
+        origin = {"model": str(source), **model.trained, **{k: v for k, v in given.items() if v is not None}}
         pipe = cls(spec, {}, origin, model.captions, attention=attention)  # refuses before weights are read
         pipe.params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}
         return pipe
@@ -121,6 +142,7 @@ class Pipeline:
         image: UInt8[np.ndarray, "h w 3"] | None = None,
         strength: float = 0.6,
         tile: int | None = None,
+        ids: SizeIds = UNCROPPED,
         batch: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
@@ -128,7 +150,8 @@ class Pipeline:
 
         `w` is LCM's guidance (others' scale - 1), by default `default_w`; `size` is (height, width). A prompt's i-th
         picture is the same whatever else is drawn. `image` is changed by `strength` in (0, 1] instead of drawing
-        from nothing. Raises ValueError for no prompt, an unknown sampler, impossible steps or sizes.
+        from nothing; `ids` is what SDXL is told of sizes. Raises ValueError for no prompt, an unknown sampler,
+        impossible steps or sizes.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or n < 1:
@@ -139,7 +162,7 @@ class Pipeline:
             size = size or image.shape[:2]
             if tuple(size) != image.shape[:2]:
                 raise ValueError(f"the image is {image.shape[:2]}, size {tuple(size)}: resize it, or leave size out")
-        setting = self.setting(sampler, steps, size, None if image is None else strength, tile)
+        setting = self.setting(sampler, steps, size, None if image is None else strength, tile, ids)
         compiled = self.from_tokens(setting)
         empty = self.captions.tokens([negative_prompt or ""])
         tokens, keys = np.repeat(self.captions.tokens(prompts), n, axis=0), image_keys(prompts, n, seed)
@@ -216,6 +239,7 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         strength: float | None = None,
         tile: int | None = None,
+        ids: SizeIds = UNCROPPED,
     ) -> Setting:
         """The setting with defaults filled in; ValueError if the model cannot be sampled so."""
         name = sampler or self.default_sampler
@@ -224,11 +248,13 @@ class Pipeline:
             raise ValueError(f"a {self.spec.role} model is not sampled with {name!r}; choose {', '.join(can)}")
         side = self.spec.image_size
         height, width = (side, side) if size is None else size
-        made = Setting(name, self.default_steps if steps is None else steps, height, width, strength, tile)
+        made = Setting(name, self.default_steps if steps is None else steps, height, width, strength, tile, ids)
         self.spec.latents_of(height, width)
         if tile is not None and tile // self.spec.autoencoder.factor <= 2 * OVERLAP:
             least = (2 * OVERLAP + 1) * self.spec.autoencoder.factor
             raise ValueError(f"tiles of {tile} pixels are too small: give {least} or more")
+        if ids != UNCROPPED and self.spec.unet.added_width is None:
+            raise ValueError("original size, crop and target size are told to SDXL's networks, this one takes none")
         self.times(made)
         return made
 
@@ -289,10 +315,10 @@ class Pipeline:
         return to_pixels(self.decode(params, z, setting.tile))
 
     def sized(self, condition: Condition, setting: Setting) -> Condition:
-        """The condition with SDXL's size ids of an uncropped picture of that size, where the network takes them."""
+        """The condition with SDXL's size ids, by default of an uncropped picture, where the network takes them."""
         if self.spec.unet.added_width is None or "time_ids" in condition:
             return condition
-        ids = jnp.array([setting.height, setting.width, 0, 0, setting.height, setting.width], jnp.float32)
+        ids = jnp.array(setting.ids.of(setting.height, setting.width), jnp.float32)
         return {**condition, "time_ids": jnp.broadcast_to(ids, (len(condition["context"]), 6))}
 
     def noise(self, setting: Setting, keys: Keys) -> Noise:

@@ -14,7 +14,7 @@ import numpy as np
 from lcm_jax import plan_composed, plan_memory, planning, sections
 from lcm_jax.machine import machine, version
 from lcm_jax.parallel import rules
-from lcm_jax.parallel.chips import Topology, compiles_for_tpu, topology
+from lcm_jax.parallel.chips import EXAMPLES, Topology, compiles_for_tpu, of_kind, topology
 from lcm_jax.parallel.collectives import Traffic
 from lcm_jax.plan_memory import Memory
 from lcm_jax.planning import Plan
@@ -195,6 +195,17 @@ def named(name: str, config: Any) -> Topology:
     slices = sections.plain(config)["mesh"].get("slices") or 1
     on = topology(name, 1)
     return topology(name, slices) if on.chip.platform == "tpu" else on
+
+
+def here() -> Topology:
+    """The devices that this process would train on. ValueError where their topology is not known."""
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    chip = of_kind(kind)
+    if jax.default_backend() == "cpu":
+        return topology(f"cpu:{count}")
+    if chip is not None and chip.platform == "gpu":
+        return topology(f"gpu:{count}x{chip.name}")
+    raise ValueError(f"the topology of {count} {kind} is not known here: name it to launch.plan, such as {EXAMPLES}")
 
 
 def other_libtpu() -> str | None:

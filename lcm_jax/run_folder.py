@@ -19,6 +19,8 @@ from lcm_jax.data.image_loader import training_images
 from lcm_jax.data.store import is_url
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.export import flax_folder
+from lcm_jax.export.model_card import SOUGHT, with_levels
+from lcm_jax.export.new_folder import CARD
 from lcm_jax.machine import machine
 from lcm_jax.models import flax_file, lora
 from lcm_jax.models.edm_spec import EDMSpec
@@ -234,7 +236,7 @@ def adapters(where: str | Path, step: int | None = None, weights: str = "ema") -
 def merged(spec: ModelSpec, part: Params) -> Params:
     """The network that a run's adapters make of the model they belong to."""
     record = spec.about["lora"]
-    return lora.merge(open_model(record["base"], record["variant"]).load("unet"), part, record["alpha"])
+    return lora.merge(open_model(record["base"], record["variant"], spec.kind).load("unet"), part, record["alpha"])
 
 
 def trained(keep: Checkpointer, spec: Spec, weights: str, step: int | None) -> tuple[str, Params, int | None]:
@@ -317,8 +319,8 @@ def is_run(where: str | Path) -> bool:
     return holds_run(located(where))
 
 
-def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]]) -> None:
-    """Writes noise levels of sampling into the description of an exported model.
+def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]], sought: Mapping[str, Any] | None = None) -> None:
+    """Writes noise levels of sampling into description and card of an exported model, and by what they were `sought`.
 
     Raises ValueError for levels that do not fall within the model's range, or a run.
     """
@@ -327,7 +329,13 @@ def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]]) -> None:
     if is_run(where):
         raise ValueError(f"{where} is a run: export it first, its noise levels are kept in the exported folder")
     spec = open_model(where).spec
-    kept = replace(spec, sigmas=tuple(tuple(map(float, levels)) for levels in sigmas))
+    about = {name: value for name, value in spec.about.items() if name != SOUGHT}
+    about |= {} if sought is None else {SOUGHT: dict(sought)}
+    kept = replace(spec, sigmas=tuple(tuple(map(float, levels)) for levels in sigmas), about=about)
+    card = Path(where) / CARD
+    if card.is_file():
+        text = with_levels(card.read_text(encoding="utf-8"), Path(where).name, spec.to_json(), kept.to_json())
+        folder.write_text(card, text)
     folder.write_text(Path(where) / folder.DESCRIPTION, json.dumps(kept.to_json(), indent=2) + "\n")
 
 
@@ -349,12 +357,15 @@ def pipeline(
     step: int | None = None,
     weights: str = "ema",
     dtype: str | None = None,
+    variant: str | None = None,
+    kind: str | None = None,
     attention: str = "auto",
 ) -> Pipeline | EDMPipeline:
-    """The pipeline of a run, or of any model (source.open_model); `dtype` and `attention` are Pipeline.load's."""
+    """The pipeline of a run, or of any model (source.open_model); `dtype` to `attention` are Pipeline.load's."""
     given, source = source, located(source)
     if not is_run(source):
-        return Pipeline.load(source, dtype, attention=attention) if takes_captions(source) else EDMPipeline.load(source)
+        told = takes_captions(source, variant, kind)
+        return Pipeline.load(source, dtype, variant, kind, attention) if told else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)
     origin = {"model": str(given), "step": step, "weights": chosen(source, weights)}
     if isinstance(spec, EDMSpec):

@@ -90,6 +90,11 @@ class Model(ABC):
         """The files a network lies in."""
 
     @property
+    def trained(self) -> dict[str, Any]:
+        """The step and the kind of weights ("ema", "params") of the run it was exported from, where it says so."""
+        return {k: v for k, v in self.spec.about.get("training", {}).items() if k in ("step", "weights")}
+
+    @property
     def tokenizers(self) -> list[Path]:
         """The folders of the tokenizers that come with the model, one a text encoder."""
         if not text_networks(self.spec):
@@ -139,19 +144,35 @@ class DiffusersFolder(Model):
         self.where, self._variant = where, variant
         self.spec = spec_of(diffusers_folder.describe(where))
 
+    def part(self, name: str) -> Path:
+        """The folder of a network."""
+        return self.where / diffusers_name(name)
+
     def files(self, name: str) -> list[Path]:
-        part = self.where / diffusers_name(name)
-        return sorted(path for path in part.iterdir() if path.suffix in (".safetensors", ".bin"))
+        part, tag = self.part(name), f".{self._variant}" if self._variant else ""
+        return sorted(p for p in part.iterdir() if p.suffix in (".safetensors", ".bin") and tag in p.stem)
 
     def tensors(self, name: str) -> Mapping[str, np.ndarray]:
         stem = "model" if name in TEXT else "diffusion_pytorch_model"
-        return open_tensors(self.where / diffusers_name(name), stem, self._variant)
+        return open_tensors(self.part(name), stem, self._variant)
 
     def load(self, name: str, place: Place | None = None) -> Params:
         try:
             return fill(self.spec, name, self.tensors(name), place or on_device)
         except ValueError as error:
-            raise ValueError(f"{self.where / diffusers_name(name)}: {error}") from None
+            raise ValueError(f"{self.part(name)}: {error}") from None
+
+
+class DiffusersAutoencoder(DiffusersFolder):
+    """An autoencoder that diffusers saved by itself, such as sd-vae-ft-ema; `sizes` and `image_size` are its own."""
+
+    def __init__(self, where: Path, sizes: dict[str, Any], image_size: int, variant: str | None = None):
+        self.where, self._variant = where, variant
+        about = {"from": "an autoencoder of diffusers"}
+        self.spec = ModelSpec("autoencoder", "eps", image_size, None, autoencoder_of(sizes), about=about)
+
+    def part(self, name: str) -> Path:
+        return self.where
 
 
 class SingleFileModel(Model):
@@ -177,8 +198,8 @@ def open_model(source: str | os.PathLike, variant: str | None = None, kind: str 
     """The model of a path, a URL, the name of a shipped one ("emoji-teacher"), or a name on the Hugging Face hub.
 
     `variant` ("fp16") chooses among the files of a diffusers folder; `kind` ("eps" or "v") is what a single file's
-    U-Net predicts, which most do not say. Raises FileNotFoundError or ValueError saying what is wrong with it and
-    what can be given.
+    U-Net predicts, which most do not say: without it SD 2.x is refused, others are taken for eps. Raises
+    FileNotFoundError or ValueError saying what is wrong with it and what can be given.
     """
     found = _open(source, variant, kind)
     if kind is not None and isinstance(found.spec, EDMSpec):
@@ -198,17 +219,23 @@ def _open(source: str | os.PathLike, variant: str | None, kind: str | None) -> M
         path = shipped[str(source)]
     if (path / folder.DESCRIPTION).is_file():
         return FlaxFolder(path)
-    if (path / diffusers_folder.INDEX).is_file():
-        return DiffusersFolder(path, variant)
     if path.is_dir():
-        raise FileNotFoundError(
-            f"{path} holds neither {folder.DESCRIPTION} nor {diffusers_folder.INDEX}: give a folder that "
-            "launch.export or diffusers' save_pretrained wrote"
-        )
+        return _saved_by_diffusers(path, variant)
     if str(source).count("/") != 1 or str(source).startswith((".", "/")):
         names = ", ".join(shipped) or "none are shipped"
         raise FileNotFoundError(f"no model folder {str(source)!r}; give a path, a hub name, or one of: {names}")
-    return DiffusersFolder(diffusers_hub.resolve(source, variant), variant)
+    return _saved_by_diffusers(diffusers_hub.resolve(source, variant), variant)
+
+
+def _saved_by_diffusers(path: Path, variant: str | None) -> Model:
+    if (path / diffusers_folder.INDEX).is_file():
+        return DiffusersFolder(path, variant)
+    if (alone := diffusers_folder.lone_autoencoder(path)) is not None:
+        return DiffusersAutoencoder(path, *alone, variant)
+    raise FileNotFoundError(
+        f"{path} holds neither {folder.DESCRIPTION} nor {diffusers_folder.INDEX} nor an autoencoder's "
+        f"{diffusers_folder.CONFIG}: give a folder that launch.export or diffusers' save_pretrained wrote"
+    )
 
 
 def diffusers_name(name: str) -> str:
@@ -266,14 +293,13 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
             towers.append(clip_text.clip_text_config(config))
         except ValueError as error:
             raise ValueError(f"{told.folder / part}: {error}") from None
-    vae = TinyAutoencoderConfig if "encoder_blocks" in told.autoencoder else AutoencoderConfig
     sizes = UNetConfig(**told.unet)
     spec = ModelSpec(
         role="consistency" if told.is_lcm else "diffusion",
         kind=told.kind,
         image_size=told.image_size,
         unet=sizes,
-        autoencoder=vae(**told.autoencoder),
+        autoencoder=autoencoder_of(told.autoencoder),
         path=PathSpec(**told.path),
         text=TextSpec("clip", min(t.positions for t in towers), tuple(towers), told.zero_empty_caption),
         guidance=PUBLISHED_W if sizes.w_width else None,
@@ -284,17 +310,27 @@ def spec_of(told: diffusers_folder.Description) -> ModelSpec:
     return build(ModelSpec, {**vars(spec), **told.noted}, str(told.folder / diffusers_folder.INDEX))
 
 
+def autoencoder_of(sizes: dict[str, Any]) -> AutoencoderConfig | TinyAutoencoderConfig:
+    """The autoencoder that diffusers' config describes, read."""
+    return (TinyAutoencoderConfig if "encoder_blocks" in sizes else AutoencoderConfig)(**sizes)
+
+
 SIZES = {"sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels; the SD 2 models that predict v are of 768
 
 
 def spec_of_file(file: SingleFile, kind: str | None = None) -> ModelSpec:
     """What a single file's tensors tell, in our words; what they do not is what its family was published with.
 
-    `kind` is what the U-Net predicts where the file does not say so, by default eps.
+    `kind` is what the U-Net predicts where the file does not say so; SD 2.x was published in both, the others in eps.
     """
     told = file.description
     if missing := [part for part in ("unet", "vae") if part not in told.components]:
         raise ValueError(f"{file.path} holds no {' and no '.join(missing)}: give a whole model")
+    if told.family == "sd2" and not (told.kind or kind):
+        raise ValueError(
+            f"{file.path} is of SD 2.x and does not say what its U-Net predicts: give --kind v if it is of 768 pixels, "
+            "--kind eps if of 512 (config.model.kind of a run)"
+        )
     kind = told.kind or kind or "eps"
     towers = tuple(clip_text.ClipTextConfig(**file[part].sizes) for part in TEXT if part in file)
     sizes = UNetConfig(**file["unet"].sizes)

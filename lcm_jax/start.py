@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,10 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
         teacher_spec = teacher_spec.computing_in(teacher_dtype)
     lora = None
     if model.get("lora") is not None:
-        lists = {"targets": tuple(model["lora"]["targets"])} if "targets" in model["lora"] else {}
-        lora = call(LoraConfig, "config.model.lora", **{**model["lora"], **lists})
+        given = dict(model["lora"])
+        if (targets := given.pop("targets", None)) is not None:
+            given["targets"] = tuple(targets)
+        lora = call(LoraConfig, "config.model.lora", **given)
         if fresh:
             raise ValueError("config.model.lora adapts a trained network: give no preset in config.model.unet")
     # A plan is of another machine than the one that makes it: what that could not compute is no error.
@@ -94,23 +97,29 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
     return Start(spec, fresh, found, teacher, teacher_spec, teacher_dtype, lora, attention)
 
 
-def opened(source: str, model: dict[str, Any], planning: bool) -> tuple[Model | None, Spec]:
-    """A model and its description; ValueError where it is not of config.model.family."""
+FAMILIAR = ("unet", "kind", "path", "latent_shape")  # of a text-to-image model
+
+
+def opened(
+    source: str, model: dict[str, Any], planning: bool, shared: Sequence[str] = FAMILIAR
+) -> tuple[Model | None, Spec]:
+    """A model and its description; ValueError where the `shared` parts are not those of config.model.family."""
     family = model.get("family")
     if family is not None and family not in FAMILIES:
         raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
     try:
-        said = model.get("kind") if Path(source).is_file() else None  # folders say so themselves
-        found = open_model(source, model.get("variant"), said)
+        said = model.get("kind") or (None if family is None else FAMILIES[family].kind)
+        # Folders say so themselves.
+        found = open_model(source, model.get("variant"), said if Path(source).is_file() else None)
     except FileNotFoundError:
         if not planning or family is None:
             raise
         log.warning("%s is not here: planned as a published %s", source, family)
         return None, FAMILIES[family]
     if family is not None:
-        for what in ("unet", "kind", "path", "latent_shape"):
-            wanted, got = getattr(FAMILIES[family], what), getattr(found.spec, what)
-            if what == "unet":
+        for what in shared:
+            wanted, got = getattr(FAMILIES[family], what), getattr(found.spec, what, None)
+            if what == "unet" and got is not None:
                 got = dataclasses.replace(got, w_width=wanted.w_width, dtype=wanted.dtype, remat=wanted.remat)
             if got != wanted:
                 raise ValueError(

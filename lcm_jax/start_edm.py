@@ -14,7 +14,7 @@ from lcm_jax.source import Model, open_model
 from lcm_jax.start import opened
 
 SWITCHES = ("norm", "classes", "dropout", "dtype", "remat")  # of the network, beside its preset
-MODEL_KEYS = ("start", "teacher", "family", "variant", "network", *SWITCHES, "about")
+MODEL_KEYS = ("start", "teacher", "family", "variant", "kind", "network", *SWITCHES, "about")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ def starting_point(
     """Reads config.model: `start` gives the autoencoder and, if it is of noise levels itself, the first weights.
 
     `network` names the preset of a new network; `teacher` is the denoiser to distil, alone also the start. `family`
-    says whose autoencoder it is; `planning` takes its description in the place of a model that is not there.
+    says whose autoencoder it is, `kind` what a single file's U-Net predicts; `planning` takes the family's description
+    in the place of a model that is not there.
     Raises ValueError naming the key.
     """
     if not isinstance(model, dict):
@@ -42,7 +43,7 @@ def starting_point(
     source = model.get("start") or model.get("teacher")
     if source is None:
         raise ValueError("config.model.start is missing: give a model folder, whose autoencoder made the latents")
-    found, started = opened(source, model, planning)
+    found, started = opened(source, model, planning, ("autoencoder",))
     fresh = not isinstance(started, EDMSpec)
     if fresh and not model.get("network"):
         raise ValueError(f"{source} holds no network of noise levels: name a preset in config.model.network")

@@ -42,17 +42,19 @@ def synthesize(
     states: bool = True,
     overwrite: bool = False,
     progress: bool = True,
+    variant: str | None = None,
+    kind: str | None = None,
 ) -> Manifest:
     """Draws n pictures of each caption with a diffusion model and stores their latents in `out`, all for training.
 
     The latents are those the solver ends in, never decoded; `w` is LCM's guidance, by default the model's own. A
     student that learns from them meets what its teacher makes of captions no picture has (InstaFlow, arXiv 2309.06380,
-    learns from such alone). `tokens`, `states`, `size` and what an interruption or several processes mean are those of
-    `encoding.encode`. Raises ValueError or FileNotFoundError naming the file or the setting at fault.
+    learns from such alone). `tokens`, `states`, `size`, `variant`, `kind` and what an interruption or several processes
+    mean are those of `encoding.encode`. Raises ValueError or FileNotFoundError naming the file or the setting at fault.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
-    found, pipe = open_model(model), Pipeline.load(model, dtype)
+    found, pipe = open_model(model, variant, kind), Pipeline.load(model, dtype, variant, kind)
     if pipe.spec.role == "consistency":
         raise ValueError(f"{model} is a consistency model: have the pictures drawn by its teacher, a diffusion model")
     side = pixels(found, size)

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import tiny_sd
 
+from configs import slct_latent32
 from lcm_jax import assembly, build_captioned, families, planning, sections
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.source import network, text_networks
@@ -71,6 +72,27 @@ def test_fine_tuning_takes_a_published_lcm_and_no_teacher():
     cfg = sections.plain(settings("lcf_sd", "paper"))
     parts = build_captioned.latent_parts(cfg, planning=True)
     assert parts.teacher is None and not parts.objective.needs_teacher
+
+
+@pytest.mark.parametrize("name, updates", [("celeba", 294_000), ("church", 842_400), ("ffhq", 764_400)])
+def test_latent_consistency_is_planned_at_the_size_of_its_paper(name, updates):
+    """arXiv 2502.01441: epochs and batch of its table, seven stages of equal length, 158 M parameters."""
+    cfg = slct_latent32.get_config(name)
+    plan = planning.plan(cfg)
+    assert cfg.steps == updates and plan.batch_size == {"church": 256}.get(name, 128)
+    assert plan.parameters == {"network": 158_355_972, "autoencoder": 83_653_863}
+    assert plan.batch["mean"].shape == (plan.batch_size, 32, 32, 4) and set(plan.batch) == {"mean", "std"}
+    assert {"ema 0.99993", "ema 0.9999", "ema 0.999"} < set(plan.bytes) and "target" not in plan.bytes
+    intervals, stage = plan.work.objective.pair.intervals, updates // 7
+    assert [int(intervals(n * stage)) for n in range(7)] == [10, 20, 40, 80, 160, 320, 640]
+    assert [int(intervals(n)) for n in (stage - 1, updates - 1)] == [10, 640]
+
+
+def test_latent_consistency_decays_weights_as_its_authors_do():
+    cfg = sections.plain(slct_latent32.get_config())
+    assert cfg["optimizer"] == {"name": "radam", "rate": 1e-4, "weight_decay": 1e-4}
+    with pytest.raises(ValueError, match="unknown data set 'celebs'; write slct_latent32.py:celeba or :church or :f"):
+        slct_latent32.get_config("celebs")
 
 
 def test_an_unknown_preset_lists_the_known():

@@ -74,3 +74,31 @@ def test_a_tokenizer_of_another_model_is_refused(written, tmp_path):
     (where / "tokenizer" / "vocab.json").write_text(json.dumps({**words, "zebra</w>": len(words)}))
     with pytest.raises(ValueError, match="they are of different models"):
         open_model(where).captions.tokens(["a"])
+
+
+def test_an_autoencoder_alone_is_that_of_its_pipeline(written):
+    whole, alone = open_model(written[1]), open_model(written[1] / "vae")
+    assert (alone.spec.role, alone.spec.unet, alone.spec.image_size) == ("autoencoder", None, 16)
+    assert alone.spec.autoencoder == whole.spec.autoencoder
+    assert alone.fingerprint("autoencoder") == whole.fingerprint("autoencoder")
+    jax.tree.map(np.testing.assert_array_equal, alone.load("autoencoder"), whole.load("autoencoder"))
+
+
+def test_what_is_no_autoencoder_or_lacks_its_weights_is_named(written, tmp_path):
+    import json
+    import shutil
+
+    with pytest.raises(FileNotFoundError, match="unet holds neither model.json nor model_index.json nor an autoenc"):
+        open_model(written[1] / "unet")
+    where = shutil.copytree(written[1] / "vae", tmp_path / "vae")
+    (where / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="vae holds none of diffusion_pytorch_model.safetensors"):
+        open_model(where).load("autoencoder")
+    said = json.loads((where / "config.json").read_text())
+    for changes, message in (
+        ({"sample_size": None}, "vae is of images of sample_size None; supported: one whole number"),
+        ({"latents_mean": [0.0]}, "vae/config.json has latents_mean = "),
+    ):
+        (where / "config.json").write_text(json.dumps({**said, **changes}))
+        with pytest.raises(ValueError, match=message):
+            open_model(where)

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from lcm_jax import source
 from lcm_jax.models import presets
 from lcm_jax.models.autoencoder import autoencoder
+from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec
 from lcm_jax.models.unet import unet
 from lcm_jax.weights import folder
@@ -58,12 +60,29 @@ def weights(of: ModelSpec, seed: int = 0) -> dict:
     if of.unet is not None:
         nets["unet"] = unet(of.unet)
     rng = np.random.default_rng(seed)
+    return {name: drawn(net.abstract(), rng) for name, net in nets.items()}
+
+
+def drawn(abstract, rng: np.random.Generator):
+    """Random numbers in the place of shapes, about as large as layers start."""
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         fan_in = max(1, int(np.prod(leaf.shape[:-1])))
         return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(leaf.dtype)
 
-    return {name: jax.tree.map(draw, net.abstract()) for name, net in nets.items()}
+    return jax.tree.map(draw, abstract)
+
+
+def noise_spec(role: str = "consistency", classes: tuple[str, ...] = (), **changes) -> EDMSpec:
+    """A tiny model of noise levels, of pictures of 32 pixels."""
+    network = dataclasses.replace(presets.NOISE_NETWORKS["dit_tiny"], classes=len(classes))
+    return EDMSpec(role, 32, network, presets.AUTOENCODERS["tiny"], classes=classes, **changes)
+
+
+def noise_weights(of: EDMSpec, seed: int = 0) -> dict:
+    """Random weights for it."""
+    rng = np.random.default_rng(seed)
+    return {name: drawn(source.network(of, name).abstract(), rng) for name in source.image_networks(of)}
 
 
 def model_folder(where: Path, of: ModelSpec | None = None, seed: int = 0) -> Path:

@@ -1,6 +1,6 @@
 """Captions to generate from and the real images to hold the results against, at equal numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lcm_jax import data
+from lcm_jax.assess.reference_statistics import RealImages, of_loads
 from lcm_jax.data import latent_copy, manifest
 from lcm_jax.data.crop import Crop
 from lcm_jax.data.example import HELDOUT, TRAIN
@@ -66,6 +67,27 @@ def open_folder(
     Without a `reader`, the one the folder says it was encoded with; `options` go before those it was encoded
     with. Raises ValueError when the folder does not fit the model, or names no reader.
     """
+    folder, reader, options = source(folder, reader, options, spec)
+    found = read(folder, reader, options, spec.image_size, tag, progress)
+    return found, {k: v for k, v in manifest.unconditionals(folder).items() if k != "tokens"}
+
+
+def training_pictures(
+    folder: str | Path, options: Mapping[str, Any], spec: ModelSpec | EDMSpec, progress: bool = True
+) -> RealImages:
+    """All pictures that the training latents of a folder were made of, as they were made, never held together.
+
+    `options` go before those the folder was encoded with. Raises ValueError as `open_folder` does.
+    """
+    folder, reader, options = source(folder, None, options, spec)
+    rows = LatentRows([folder], split=TRAIN)
+    return of_loads(loads(rows, reader, options, spec.image_size), progress)
+
+
+def source(
+    folder: str | Path, reader: str | None, options: Mapping[str, Any], spec: ModelSpec | EDMSpec
+) -> tuple[Path, str, dict[str, Any]]:
+    """A latent folder on this machine that fits a model, and the reader of its pictures with its options."""
     folder = latent_copy.here(folder)
     made = manifest.read(folder)
     told = {} if isinstance(spec, EDMSpec) else {"context_width": spec.unet.context_width}
@@ -77,8 +99,7 @@ def open_folder(
         options = {**made.dataset.get("options", {}), **options}
     if not reader:
         raise ValueError(f"{folder} does not say which reader its images came from: give --reader")
-    found = read(folder, reader, options, spec.image_size, tag, progress)
-    return found, {k: v for k, v in manifest.unconditionals(folder).items() if k != "tokens"}
+    return Path(folder), reader, dict(options)
 
 
 def read(
@@ -95,20 +116,8 @@ def read(
     """
     rows = LatentRows([folder], tag=tag)
     names = [rows.names[i] for i in rows.chosen]
-    examples = {e.key: e for e in data.reader(reader, **options)}
-    if missing := [row.key for row in names if row.key not in examples]:
-        raise ValueError(
-            f"reader {reader!r} lacks {len(missing)} of the images encoded in {folder}, first {missing[0]!r}: "
-            "give the reader and the options that the folder was encoded with"
-        )
-
-    crop = Crop(image_size, image_size, **(rows.manifests[0].crop or {}))  # as the latents were
-
-    def load(row: manifest.Row) -> np.ndarray:
-        return crop(examples[row.key].load(), row.key)[0]
-
     with ThreadPoolExecutor(4) as pool:
-        loaded = pool.map(load, names)
+        loaded = pool.map(lambda load: load(), loads(rows, reader, options, image_size))
         images = np.stack(list(tqdm(loaded, "images", len(rows), unit="image", disable=not progress)))
     stored = rows.batch(np.arange(len(rows)))
     told = {name: stored[name] for name in ("context", "pooled") if name in stored}
@@ -116,6 +125,24 @@ def read(
     whole = Captioned(*named, images, told, stored.get("label"))
     places = {split: np.array([i for i, r in enumerate(names) if r.split == split], int) for split in SPLITS}
     return {split: whole.take(index) for split, index in places.items()}
+
+
+def loads(
+    rows: LatentRows, reader: str, options: Mapping[str, Any], image_size: int
+) -> list[Callable[[], np.ndarray]]:
+    """What reads the picture of each row, uint8 [image_size, image_size, 3], cropped as its latents were.
+
+    Raises ValueError when the reader lacks a key of the rows.
+    """
+    names = [rows.names[i] for i in rows.chosen]
+    examples = {e.key: e for e in data.reader(reader, **options)}
+    if missing := [row.key for row in names if row.key not in examples]:
+        raise ValueError(
+            f"reader {reader!r} lacks {len(missing)} of the images encoded in {rows.folders[0]}, first "
+            f"{missing[0]!r}: give the reader and the options that the folder was encoded with"
+        )
+    crop = Crop(image_size, image_size, **(rows.manifests[0].crop or {}))
+    return [lambda e=examples[row.key]: crop(e.load(), e.key)[0] for row in names]
 
 
 def choose(

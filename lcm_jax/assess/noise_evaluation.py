@@ -20,6 +20,7 @@ from lcm_jax.evaluate import report
 from lcm_jax.evaluate.controls import blur
 from lcm_jax.evaluate.features import FeatureNet, Images, extract, fingerprint
 from lcm_jax.evaluate.frechet import frechet_distance, moments
+from lcm_jax.evaluate.frechet_name import frechet_name
 from lcm_jax.evaluate.kid import kid
 from lcm_jax.evaluate.precision_recall import precision_recall
 from lcm_jax.sampling.sigma_search import Found, search
@@ -27,12 +28,17 @@ from lcm_jax.weights.folder import write_text
 
 SCORES, TABLE = "scores.json", "table.md"
 NAMES = ("kid", "fd", "fd - floor", "precision", "recall")
+HEADS = report.NAMES  # what they are called
 LEVELS = 40  # of Karras' grid, among which the search chooses
+SOUGHT = {"kid": 1, "fd": 1, "precision": -1, "recall": -1}  # what noise levels may be sought by; -1: more is better
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to draw: steps, seeds, and as many pictures as real ones, at most half of the training set."""
+    """What to draw: steps, seeds, and as many pictures as real ones, at most half of the training set.
+
+    `noise_protocol` holds more against the whole set, as published tables do.
+    """
 
     steps: tuple[int, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -123,15 +129,23 @@ def evaluate(
     return result
 
 
-def best_sigmas(pipe: EDMPipeline, judge: Judge, steps: int, seed: int = 0, progress: bool = True) -> Found:
-    """The lists of 1 to `steps` noise levels of the lowest KID, sought one level at a time (CM sec. 5)."""
+def best_sigmas(
+    pipe: EDMPipeline, judge: Judge, steps: int, seed: int = 0, by: str = "kid", progress: bool = True
+) -> Found:
+    """The lists of 1 to `steps` noise levels that score best `by` one of SOUGHT, one level at a time (CM sec. 5).
+
+    Raises ValueError for a denoiser, which has no such levels, and for another score.
+    """
     if pipe.spec.role != "consistency":
         raise ValueError("noise levels are sought for a consistency model; this one is a denoiser")
-    spec = pipe.spec
+    if by not in SOUGHT:
+        raise ValueError(f"noise levels are sought by {', '.join(SOUGHT)}, not by {by!r}")
+    spec, sign = pipe.spec, SOUGHT[by]
     levels = np.asarray(Karras(max(spec.sigma_min, 0.002), spec.sigma_max, spec.rho).grid(LEVELS))[:-1]
     more = {"label": judge.labels(pipe), "seed": seed, "progress": progress}
-    score = lambda sigmas: judge.score(pipe(judge.n, sigmas=sigmas, **more))["kid"]
-    return search(score, levels.tolist(), steps)
+    score = lambda sigmas: sign * judge.score(pipe(judge.n, sigmas=sigmas, **more))[by]
+    best, scores, tried = search(score, levels.tolist(), steps)
+    return Found(best, [sign * s for s in scores], {sigmas: sign * s for sigmas, s in tried.items()})
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -142,8 +156,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         own = [entry for entry in entries if entry["steps"] == steps]
         means = (figure([entry["scores"][name] for entry in own], name) for name in NAMES)
         rows.append([f"{own[0]['sampler']}, {steps}", str(own[0]["evaluations"]), *means])
-    net = result["protocol"]["features"]["name"]
-    heads = ["", "evaluations", f"KID-{net} x 1000", f"FD-{net}", "FD - floor", "precision", "recall"]
+    net, n = result["protocol"]["features"]["name"], result["protocol"]["n"]
+    distance = frechet_name(net, n, n)
+    heads = ["", "evaluations", f"KID-{net} x 1000", distance, f"{distance} - floor", "precision", "recall"]
     return "\n".join(report.table(heads, rows)) + "\n"
 
 

@@ -17,6 +17,7 @@ from lcm_jax.assess.picture_scores import score_pictures
 from lcm_jax.assess.reference_statistics import RealImages, of_files, reference
 from lcm_jax.data.image_folder import SUFFIXES
 from lcm_jax.evaluate.report import table
+from lcm_jax.parallel.agreement import on_all
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.settings import known
 from lcm_jax.weights.fetch import cache_folder
@@ -72,6 +73,7 @@ def run(
     own = list(prompts[:asked])[jax.process_index() :: jax.process_count()]
     captions = [prompt for prompt in own for _ in range(config["samples"])]
     models = {who: identity(pipe) for who, pipe in pipes.items()}
+    judged = {"images": real.identity, "network": net.hash, "clip": clip and clip.hash}
     found = []
     for row in wanted:
         path = Path(out) / f"{row.who}-{row.sampler}-{row.steps}.json"
@@ -83,18 +85,32 @@ def run(
             "prompts": asked,
             "evaluations": pipes[row.who].nfe(row.sampler, row.steps),
             "guidance": "w is LCM's: cond + w (cond - uncond); guidance = w + 1",
+            "judged": judged,
         }
-        kept = json.loads(path.read_text()) if path.is_file() else {}
-        if {k: kept.get(k) for k in told} != json.loads(json.dumps(told)):
+
+        def score(row: Row = row, path: Path = path) -> dict[str, Any]:
             with tqdm(total=len(captions), unit="image", desc=path.stem, disable=not progress) as bar:
                 sets = pictures(pipes[row.who], row, own, config["samples"], config["seed"], bar.update)
-                scores = score_pictures(sets, captions, net, statistics, clip)
-            kept = {**told, **scores, **(about or {})}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(kept, indent=1) + "\n")
-        found.append(kept)
+                return score_pictures(sets, captions, net, statistics, clip)
+
+        found.append(scored(path, told, score, about or {}))
     write_text(Path(out) / "table.md", as_table(found) + "\n")
     return {"rows": found}
+
+
+def scored(
+    path: Path, told: Mapping[str, Any], score: Callable[[], Mapping[str, Any]], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row's record: what `path` holds if that was made of all that is `told`, else what score() finds, kept there.
+
+    All processes must call it: where one of them has no such file they score together.
+    """
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if not on_all({k: kept.get(k) for k in told} == json.loads(json.dumps(told))):
+        kept = {**told, **score(), **about}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(kept, indent=1) + "\n")
+    return kept
 
 
 def real_pictures(folder: str | Path, size: int) -> RealImages:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate.telemetry_figure import telemetry_figure
 from lcm_jax.objectives.base import Nets
 from lcm_jax.objectives.consistency import Consistency
+from lcm_jax.objectives.robust import Robust, StepDistance, robust
 from lcm_jax.source import network
 from lcm_jax.train.norm import norm
 from lcm_jax.train.state import State
@@ -26,6 +28,13 @@ from lcm_jax.weights.folder import write_text
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)  # of a residual: extremes, whiskers, box, median
 RESIDUALS = np.geomspace(1e-4, 10, 60)  # at which the distance is drawn
+# Distances that are compared, and what makes each the m / (2 delta^2) of small residuals that Cauchy's is.
+COMPARED: dict[str, Callable[[float], float]] = {
+    "l2": lambda delta: 1 / (2 * delta**2),
+    "pseudo_huber": lambda delta: 1 / delta,
+    "cauchy": lambda delta: 1.0,
+    "geman_mcclure": lambda delta: 1.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +62,7 @@ def show(where: str | Path, out: str | Path, batches: int = 4, levels: int = 12)
 
 
 def measure(run: assembly.Run, state: State, batches: int = 4, levels: int = 12) -> dict[str, Any]:
-    """JSON values: loss, gradient norm and residuals at `levels` pairs of noise levels, distance, curriculum, coupling.
+    """JSON values: loss, gradient norm, residuals at `levels` pairs of noise levels, distances, curriculum, coupling.
 
     The loss is the consistency part alone, of the averaged weights, a mean over `batches` batches of the run's data.
     Raises ValueError for a run whose objective compares no pairs of noise levels.
@@ -84,7 +93,9 @@ def measure(run: assembly.Run, state: State, batches: int = 4, levels: int = 12)
         "objective": run.config["objective"],
         "quantiles": QUANTILES,
         "levels": found,
-        "distance": {str(at): curve(objective, run.spec.latent_shape, at) for at in drawn},
+        "distance": {str(at): curve(objective.distance, run.spec.latent_shape, at) for at in drawn},
+        "compared": compared(objective.distance, run.spec.latent_shape, step),
+        "scale": scales(objective.distance, run.spec.latent_shape, total),
         "intervals": intervals(objective, total),
         "coupling": coupled(objective, run, given[0]),
     }
@@ -120,20 +131,41 @@ def at_levels(objective: Consistency, pipe: EDMPipeline, teacher_apply: Callable
     return value, norm(grads), latent, pixel
 
 
-def curve(objective: Consistency, shape: tuple[int, ...], step: int) -> dict[str, list[float]]:
-    """The distance of two latents that differ by r in every element, and its derivative by r."""
+def curve(distance: StepDistance, shape: tuple[int, ...], step: int, factor: float = 1.0) -> dict[str, list[float]]:
+    """`factor` times the distance of two latents that differ by r in every element, and its derivative by r."""
     zero = jnp.zeros((1, *shape))
-    distance: Callable[[Array], Array] = lambda r: objective.distance(zero + r, zero, jnp.asarray(step))[0]
-    values, slopes = jax.vmap(jax.value_and_grad(distance))(jnp.asarray(RESIDUALS, jnp.float32))
+    value: Callable[[Array], Array] = lambda r: factor * distance(zero + r, zero, jnp.asarray(step))[0]
+    values, slopes = jax.vmap(jax.value_and_grad(value))(jnp.asarray(RESIDUALS, jnp.float32))
     return {"residual": RESIDUALS.tolist(), "value": values.tolist(), "slope": slopes.tolist()}
 
 
+def compared(distance: Robust, shape: tuple[int, ...], step: int) -> dict[str, dict[str, list[float]]] | None:
+    """Curves of several distances at the scale of this one, made alike for small residuals; None as in `scales`."""
+    delta = 0.0 if distance.scale is None else float(distance.scale(step, math.prod(shape)))
+    if not delta:
+        return None
+    at = lambda name: robust(name, delta, distance.reduction)
+    return {name: curve(at(name), shape, step, alike(delta)) for name, alike in COMPARED.items()}
+
+
+def scales(distance: Robust, shape: tuple[int, ...], steps: int) -> dict[str, Any] | None:
+    """The distance's scale (papers' c) at training steps; None for a distance without one, or where it is 0."""
+    at = over(steps)
+    found = [0.0 if distance.scale is None else float(distance.scale(n, math.prod(shape))) for n in at]
+    return {"step": at, "delta": found} if all(found) else None
+
+
 def intervals(objective: Consistency, steps: int) -> dict[str, list[int]] | None:
-    """The curriculum: how many intervals the grid has at a training step."""
+    """The curriculum: how many intervals the grid has at training steps."""
     if not hasattr(objective.pair, "intervals"):
         return None
-    at = np.unique(np.linspace(0, steps - 1, 200).astype(int))
-    return {"step": at.tolist(), "N": [int(objective.pair.intervals(int(n))) for n in at]}
+    at = over(steps)
+    return {"step": at, "N": [int(objective.pair.intervals(n)) for n in at]}
+
+
+def over(steps: int) -> list[int]:
+    """At most 200 training steps from the first to the last."""
+    return np.unique(np.linspace(0, steps - 1, 200).astype(int)).tolist()
 
 
 def coupled(objective: Consistency, run: assembly.Run, batch: dict[str, Array]) -> dict[str, list[float]] | None:

@@ -99,6 +99,10 @@ def _check_folder(folder: Path, threads: int, progress: bool) -> list[Problem]:
         except ValueError as error:
             found.append(Problem(manifest.UNCONDITIONAL.format(kind), str(error)))
     try:
+        manifest.element_stats(folder)
+    except ValueError as error:
+        found.append(Problem(manifest.ELEMENTS, str(error)))
+    try:
         if len(manifest.skipped(folder)) != made.skipped:
             found.append(Problem(manifest.SKIPPED, f"does not list the {made.skipped} images that were left out"))
     except ValueError as error:

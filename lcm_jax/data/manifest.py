@@ -128,11 +128,7 @@ def rows(folder: str | Path) -> list[Row]:
 
 def unconditional(folder: str | Path, kind: str = "context") -> np.ndarray:
     """What the empty caption encodes to: "context" float32 [l, d], "pooled" float32 [p], "tokens" int32 [l]."""
-    path = Path(folder) / UNCONDITIONAL.format(kind)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is missing or broken ({error}); encode the data set again") from None
+    array = _array(Path(folder) / UNCONDITIONAL.format(kind))
     return array.astype(np.int32 if kind == "tokens" else np.float32)
 
 
@@ -143,9 +139,15 @@ def unconditionals(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 def element_stats(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std of sampled, unscaled latents for each element, float32 [h, w, c] both."""
-    mean, std = np.load(Path(folder) / ELEMENTS, allow_pickle=False)
-    return mean, std
+    """Mean and std of sampled, unscaled latents for each element, float32 [h, w, c] both; ValueError if broken."""
+    path, wanted = Path(folder) / ELEMENTS, (2, *read(folder).latent_shape)
+    array = _array(path)
+    if array.shape != wanted or array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ValueError(
+            f"{path} is {array.dtype} {_size(array.shape)}, mean and std are finite float32 {_size(wanted)}; delete it "
+            "and encode the data set again"
+        )
+    return array[0], array[1]
 
 
 def statistics(folder: str | Path, per: str = "element") -> tuple[np.ndarray, np.ndarray]:
@@ -155,10 +157,11 @@ def statistics(folder: str | Path, per: str = "element") -> tuple[np.ndarray, np
     """
     if per not in ("element", "channel"):
         raise ValueError(f"config.data.statistics is {per!r}; choose 'element' or 'channel'")
-    mean, std = element_stats(folder)
-    if per == "channel":
+    if per == "element":
+        mean, std = element_stats(folder)
+    else:
         made = read(folder)
-        wide = lambda values: np.broadcast_to(np.asarray(values, np.float32), mean.shape)
+        wide = lambda values: np.broadcast_to(np.asarray(values, np.float32), made.latent_shape)
         mean, std = wide(made.channel_mean), wide(made.channel_std)
     if not (std > 0).all():
         where = tuple(int(i) for i in np.argwhere(~(std > 0))[0])
@@ -248,6 +251,13 @@ def shard_problems(folder: str | Path, listed: Sequence[dict], hashes: bool = Fa
 def shards_of(manifest: Manifest, split: str | None) -> list[dict]:
     """The shards that hold a split, all for None."""
     return [shard for shard in manifest.shards if split is None or shard["split"] == split]
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is missing or broken ({error}); delete it and encode the data set again") from None
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -44,11 +44,17 @@ class EDMBoundary(Boundary):
 
     EDM's denoiser is the same network F read with sigma_min = 0 (EDM Tab. 1), so f is a mix of x and that
     denoiser, and a teacher becomes a student without touching its weights. Off VE, x = z / alpha and
-    sigma = sigma_t / alpha_t.
+    sigma = sigma_t / alpha_t. Raises ValueError for a negative sigma_min and a sigma_data that is not positive.
     """
 
     sigma_min: float = 0.002
     sigma_data: float = 0.5
+
+    def __post_init__(self):
+        if not self.sigma_min >= 0:
+            raise ValueError(f"sigma_min is {self.sigma_min}: give the noise level where f is the identity, 0 or more")
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data is {self.sigma_data}: give the std of normalised latents, above 0, as 0.5 is")
 
     def c_skip(self, sigma: PerSample) -> PerSample:
         return self.sigma_data**2 / ((sigma - self.sigma_min) ** 2 + self.sigma_data**2)

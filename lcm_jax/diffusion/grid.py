@@ -65,11 +65,22 @@ class FixedGrid(PairSampler):
 
 @dataclasses.dataclass(frozen=True)
 class Karras:
-    """EDM's grid (EDM eq. 5), falling from sigma_max at index 0 to sigma_min at index N; N may be traced."""
+    """EDM's grid (EDM eq. 5), falling from sigma_max at index 0 to sigma_min at index N; N may be traced.
+
+    Raises ValueError for noise levels that do not rise from above 0, and a rho that is not positive.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    def __post_init__(self):
+        if not self.sigma_min > 0:
+            raise ValueError(f"sigma_min is {self.sigma_min}: give the grid's lowest noise level, above 0, as 0.002 is")
+        if not self.sigma_max > self.sigma_min:
+            raise ValueError(f"sigma_max is {self.sigma_max}: give more than sigma_min, which is {self.sigma_min}")
+        if not self.rho > 0:
+            raise ValueError(f"rho is {self.rho}: give a positive number, as 7 is")
 
     def sigma(self, i: Int[Array, "*n"], N: Step) -> Float[Array, "*n"]:
         """Noise level at index i of N intervals; the ends are exact, beyond them they are held."""
@@ -114,6 +125,9 @@ class LogNormalNeighbours(PairSampler):
     P_std: float = 2.0
     karras: Karras = Karras()
 
+    def __post_init__(self):
+        check_spread(self.P_std)
+
     def cdf(self, sigma: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """erf((ln sigma - P_mean) / (sqrt2 P_std)), in [-1, 1]."""
         return jax.lax.erf((jnp.log(sigma) - self.P_mean) / (2**0.5 * self.P_std))
@@ -138,6 +152,13 @@ class LogNormalGap(PairSampler):
     P_mean: float = -1.1
     P_std: float = 2.0
 
+    def __post_init__(self):
+        if not self.q > 1:
+            raise ValueError(f"q is {self.q}: the gap closes by this factor a stage, give more than 1")
+        if self.stage_steps < 1:
+            raise ValueError(f"stage_steps is {self.stage_steps}: give how many updates a stage lasts, 1 or more")
+        check_spread(self.P_std)
+
     def __call__(self, key: jax.Array, b: int, step: Step) -> Pair:
         t: PerSample = jnp.exp(self.P_mean + self.P_std * jax.random.normal(key, (b,)))
         return t, self.earlier(t, step)
@@ -146,3 +167,9 @@ class LogNormalGap(PairSampler):
         """The s of a t at a training step."""
         stage = jnp.asarray(step) // self.stage_steps
         return t * jnp.maximum(0, 1 - (1 + 8 * jax.nn.sigmoid(-t)) / self.q ** (stage + 1))
+
+
+def check_spread(P_std: float) -> None:
+    """ValueError for a log-normal law without spread."""
+    if not P_std > 0:
+        raise ValueError(f"P_std is {P_std}: give the spread of ln sigma, above 0")

@@ -103,6 +103,19 @@ def merged_over_hosts(own: FeatureStatistics) -> FeatureStatistics:
     return FeatureStatistics(total, mean, scatter)
 
 
+def joined_over_hosts(own: Features, n: int) -> Float[np.ndarray, "n d"]:
+    """The features of n pictures of which the processes took turns, in order; all must call it."""
+    count = jax.process_count()
+    if len(own) != len(range(jax.process_index(), n, count)):
+        raise ValueError(f"{len(own)} features came, which is not this process's turn of {n}")
+    if count == 1:
+        return own
+    most = -(-n // count)
+    padded = np.concatenate([own, np.zeros((most - len(own), own.shape[1]), own.dtype)])
+    gathered = np.asarray(multihost_utils.process_allgather(padded))  # [processes, most, d]
+    return gathered.swapaxes(0, 1).reshape(most * count, -1)[:n]
+
+
 def _between(counts: np.ndarray, means: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     """Total, common mean and the scatter of the parts' means about it."""
     total = int(counts.sum())

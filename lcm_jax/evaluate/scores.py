@@ -134,14 +134,14 @@ def chance(reference: Reference) -> dict[str, float]:
 
 def distances(real: Features, fake: Others, real_weights: np.ndarray, fake_weights: np.ndarray) -> dict[str, Any]:
     """Name -> (value, resampled values) of the two distances between unpaired sets."""
-    values = kid(real, fake), kid_resampled(real, fake, real_weights, fake_weights)
+    values = centred(kid(real, fake), kid_resampled(real, fake, real_weights, fake_weights))
     return {"fd": _frechet(real, fake, real_weights, fake_weights), "kid": values}
 
 
 def paired_distances(real: Features, fake: Features, weights: np.ndarray) -> dict[str, Any]:
     """`distances` of sets whose i-th members share a caption."""
     value = float(kid_paired(real, fake, np.ones((1, len(real))))[0])
-    return {"fd": _frechet(real, fake, weights, weights), "kid": (value, kid_paired(real, fake, weights))}
+    return {"fd": _frechet(real, fake, weights, weights), "kid": centred(value, kid_paired(real, fake, weights))}
 
 
 def nearest_distance(features: Features, train: Others, skip_itself: bool = False) -> Float[np.ndarray, " n"]:
@@ -169,9 +169,12 @@ def over_seeds(rows: Sequence[dict[str, tuple[float, np.ndarray | None]]]) -> tu
 def _frechet(
     real: Features, fake: Others, real_weights: np.ndarray, fake_weights: np.ndarray
 ) -> tuple[float, Float[np.ndarray, " r"]]:
-    """Resamples hold fewer different images, so their distance is biased upwards: only their spread is used."""
     value = frechet_distance(moments(real), moments(fake))
-    resampled = frechet_resampled(real, fake, real_weights, fake_weights)
+    return centred(value, frechet_resampled(real, fake, real_weights, fake_weights))
+
+
+def centred(value: float, resampled: Float[np.ndarray, " r"]) -> tuple[float, Float[np.ndarray, " r"]]:
+    """Resamples hold fewer different images and more near-copies, which raises distances: only their spread is used."""
     return value, resampled - resampled.mean() + value
 
 

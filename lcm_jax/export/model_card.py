@@ -17,6 +17,8 @@ ROLES = {
 }
 
 
+SOUGHT = "noise levels sought by"  # in `about`: the score by which those of sampling were found
+
 FLAX = "NAME.safetensors (and the same as Flax NAME.msgpack where that is beside it)"
 
 
@@ -68,12 +70,26 @@ def noise_facts(description: Mapping[str, Any]) -> dict[str, str]:
     if description["role"] == "consistency":
         lists = (", ".join(f"{level:g}" for level in levels) for levels in description["sigmas"])
         told |= {f"noise levels of {n} step{'s' * (n > 1)}": levels for n, levels in enumerate(lists, 1)}
+    if sought := description["about"].get(SOUGHT):
+        told[SOUGHT] = ", ".join(f"{name} {value}" for name, value in sought.items())
     return told
+
+
+def with_levels(text: str, name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The card of a folder whose noise levels of sampling were chosen anew; what its owner changed stays."""
+    for part in (lambda told: lines(noise_facts(told)), lambda told: noise_usage(name, told, "## Use")):
+        text = text.replace(part(before), part(after))
+    return text
 
 
 def rows(told: Mapping[str, Any]) -> str:
     """A table of two columns."""
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items())])
+    return f"| | |\n|---|---|\n{lines(told)}"
+
+
+def lines(told: Mapping[str, Any]) -> str:
+    """Rows of a table of two columns, without its head."""
+    return "\n".join(f"| {name} | {value} |" for name, value in told.items())
 
 
 def default_w(description: Mapping[str, Any]) -> float:
@@ -136,5 +152,5 @@ def credits(about: Mapping[str, Any]) -> str:
     """The pictures' owners and what else `about` says."""
     lines = [f"- Trained on {text}" for text in about.get("attribution", ())]
     lines += [f"- Adapters of {about['lora']['base']}, whose licence holds, too"] if "lora" in about else []
-    lines += [f"- {k}: {v}" for k, v in about.items() if k not in ("attribution", "training", "lora")]
+    lines += [f"- {k}: {v}" for k, v in about.items() if k not in ("attribution", "training", "lora", SOUGHT)]
     return "\n".join(["The software is under the Apache License 2.0.", *([""] if lines else []), *lines])

@@ -18,8 +18,8 @@ class EDMSpec:
 
     Its latents are those of the autoencoder less their mean and divided by their std, times `sigma_data`; both are
     arrays beside the weights (models.latent_statistics). Raises ValueError for a network that does not fit the
-    autoencoder, names that are not one a class, and noise levels that do not fall from `sigma_max` to above
-    `sigma_min`.
+    autoencoder, names that are not one a class, scales that are not positive, and noise levels that do not fall from
+    `sigma_max` to above `sigma_min`.
     """
 
     role: Literal["diffusion", "consistency"]
@@ -47,6 +47,12 @@ class EDMSpec:
             raise ValueError(f"classes is {self.network.classes}: give how many there are, 0 for a network without")
         if len(self.classes) not in (0, self.network.classes):
             raise ValueError(f"classes are {len(self.classes)} names, the network has {self.network.classes} classes")
+        for scale in ("sigma_data", "rho", "time_scale"):
+            if not getattr(self, scale) > 0:
+                raise ValueError(f"{scale} is {getattr(self, scale)}: give a positive number, that of the training")
+        if not 0 <= self.sigma_min < self.sigma_max:
+            given = f"sigma_min is {self.sigma_min}, sigma_max {self.sigma_max}"
+            raise ValueError(f"{given}: give noise levels that rise from 0 or more")
         for n, levels in enumerate(self.sigmas, 1):
             falls = all(after < before for before, after in pairwise((*levels, self.sigma_min)))
             if len(levels) != n or not falls or levels[0] > self.sigma_max:

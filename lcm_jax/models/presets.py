@@ -52,6 +52,10 @@ UNETS = {
 ADMS = {
     # 4.7 M: the emoji's 8 x 8 x 12 latents on a laptop.
     "emoji": ADMConfig(side=8, in_channels=12, width=64, multipliers=(1, 2), layers=2, attention=(4,), head_width=32),
+    # 0.9 M: the same latents, four times as fast.
+    "emoji_small": ADMConfig(
+        side=8, in_channels=12, width=32, multipliers=(1, 2), layers=1, attention=(4,), head_width=32
+    ),
     # For tests.
     "tiny": ADMConfig(side=4, in_channels=4, width=16, multipliers=(1, 2), layers=1, attention=(2,), head_width=8),
     # 158.4 M, 32 x 32 x 4 latents of 256 px pictures: CelebA-HQ, LSUN Church, FFHQ (arXiv 2502.01441).

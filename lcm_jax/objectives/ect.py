@@ -24,8 +24,6 @@ def build(
 
     The norm of the difference (pseudo-Huber, sum, `delta` 0) at weight 1 / (t - s); ImageNet 64 has "karras".
     """
-    if q <= 1:
-        raise ValueError(f"q is {q}: the gap closes by this factor a stage, give more than 1")
     return Consistency(
         path=VE(),
         reading=Preconditioned(sigma_data, time_scale, label_drop),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lcm_jax.diffusion.distance import l2
+from lcm_jax.diffusion.grid import check_spread
 from lcm_jax.diffusion.path import VE, Path, diffuse
 from lcm_jax.diffusion.weight import karras
 from lcm_jax.objectives.base import Nets, draw_latent
@@ -24,6 +25,9 @@ class EDM:
     P_std: float
     mu: None = None
     needs_teacher: bool = False
+
+    def __post_init__(self) -> None:
+        check_spread(self.P_std)
 
     def loss(
         self, nets: Nets, batch: Batch, key: PRNGKeyArray, step: Array

@@ -35,6 +35,8 @@ class LowNoise:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"weight is {self.weight}: give the diffusion loss 0 or more, 0 to leave it out")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share is {self.share}: give the part of the grid without the loss, from 0 to 1")
 

@@ -35,14 +35,12 @@ def build(
     time_scale: float = 250.0,
     label_drop: float = 0.0,
 ) -> Consistency:
-    """iCT over `steps` updates; `delta` None is .00054 sqrt(d), which goes with the sum.
+    """iCT over `steps` updates; `delta` None is .00054 sqrt(d), with a schedule that of the first stage.
 
     `curriculum` "geometric" grows N smoothly where "doubling" jumps. The switches of sLCT are off: `schedule_delta`
     lets `delta` fall from the second stage on, `diffusion_weight` adds the denoising loss on noise levels below
     share `diffusion_share` of the grid, `transport` couples noise and data in `transport_parts`.
     """
-    if schedule_delta and delta is None:
-        raise ValueError("schedule_delta needs the delta of the first stage: give one, such as 0.03456")
     grid, intervals = Karras(sigma_min, sigma_max, rho), growing(curriculum, s0, s1, steps)
     scale = scheduled(intervals, delta, s0) if schedule_delta else by_dimension if delta is None else delta
     denoise = LowNoise(intervals, grid, diffusion_weight, diffusion_share, sigma_data)

@@ -62,7 +62,8 @@ class Captioned:
 class Preconditioned:
     """Networks F(c_in x, c_noise) of EDM, told a label where the batch has one, dropping the same units.
 
-    A share `label_drop` of the labels is replaced by the batch's `no_label`. Raises ValueError for no share.
+    A share `label_drop` of the labels is replaced by the batch's `no_label`. Raises ValueError for no share, and where
+    sigma_data or time_scale is not positive.
     """
 
     sigma_data: float = 0.5
@@ -72,6 +73,10 @@ class Preconditioned:
     def __post_init__(self) -> None:
         if not 0 <= self.label_drop < 1:
             raise ValueError(f"label_drop is {self.label_drop}: give a share of at least 0 and below 1")
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data is {self.sigma_data}: give the std of normalised latents, above 0, as 0.5 is")
+        if not self.time_scale > 0:
+            raise ValueError(f"time_scale is {self.time_scale}: give the factor of ln sigma, above 0, as 250 is")
 
     def __call__(self, path: Path, nets: Nets, batch: Batch, key: PRNGKeyArray, b: int) -> Fields:
         told = {"labels": batch["label"]} if "label" in batch else {}

@@ -1,6 +1,8 @@
 """Distances whose scale follows the training step or the size of a sample."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from lcm_jax.diffusion import distance
 from lcm_jax.diffusion.curriculum import Curriculum, Step
@@ -12,13 +14,25 @@ ScaleLaw = Callable[[Step, int], Scale]  # (step, elements of a sample) -> delta
 WITHOUT_SCALE = ("l1", "l2")
 
 
-def robust(name: str, delta: float | ScaleLaw, reduction: str = "mean") -> StepDistance:
-    """The distance `name` at the scale `delta`, which l1 and l2 have no use for."""
-    measure = distance.get(name)
+@dataclass(frozen=True)
+class Robust:
+    """A distance by its name, at the scale that a law gives a step; `scale` is None for l1 and l2, which have none."""
+
+    name: str
+    scale: ScaleLaw | None
+    reduction: str = "mean"
+
+    def __call__(self, a: Latent, b: Latent, step: Step) -> PerSample:
+        at = {} if self.scale is None else {"delta": self.scale(step, a[0].size)}
+        return distance.get(self.name)(a, b, **at, reduction=self.reduction)
+
+
+def robust(name: str, delta: float | ScaleLaw, reduction: str = "mean") -> Robust:
+    """The distance `name` at the scale `delta`, which l1 and l2 have no use for; ValueError for an unknown name."""
+    distance.get(name)
     if name in WITHOUT_SCALE:
-        return lambda a, b, step: measure(a, b, reduction=reduction)
-    law = delta if callable(delta) else fixed(delta)
-    return lambda a, b, step: measure(a, b, law(step, a[0].size), reduction=reduction)
+        return Robust(name, None, reduction)
+    return Robust(name, delta if callable(delta) else fixed(delta), reduction)
 
 
 def fixed(delta: float) -> ScaleLaw:
@@ -33,12 +47,20 @@ def by_dimension(step: Step, d: int) -> Scale:
     return distance.dimension_delta(d)
 
 
-def scheduled(intervals: Curriculum, first: float, until: int) -> ScaleLaw:
+def scheduled(intervals: Curriculum, first: float | None, until: int) -> ScaleLaw:
     """sLCT's scale, falling with the number of intervals; `first` while there are at most `until`.
 
-    Raises ValueError where it would rise after them.
+    `first` None is .00054 sqrt(d). Raises ValueError where the scale would rise after them: now, or for None when
+    the size of a sample is known.
     """
-    after = float(distance.scheduled_delta(until + 1, first, until))
-    if first < after:
-        raise ValueError(f"delta is {first} up to {until} intervals and {after:.3g} above: give at least that")
-    return lambda step, d: distance.scheduled_delta(intervals(step), first, until)
+
+    def checked(start: float) -> float:
+        after = math.exp(-1.15 * math.log(until + 1) - 0.85)
+        if start < after:
+            raise ValueError(f"delta is {start:.3g} up to {until} intervals and {after:.3g} above: give at least that")
+        return start
+
+    if first is not None:
+        checked(first)
+    start = lambda d: checked(distance.dimension_delta(d)) if first is None else first
+    return lambda step, d: distance.scheduled_delta(intervals(step), start(d), until)

@@ -135,8 +135,12 @@ class Checkpointer:
         except TypeError as error:
             raise CheckpointError(f"loader position and description must be JSON: {error}") from error
         tracked = None
-        if self.best_metric is not None and metrics is not None and self.best_metric in metrics:
-            tracked = {self.best_metric: float(metrics[self.best_metric])}
+        if self.best_metric is not None and metrics:
+            if self.best_metric in metrics:
+                tracked = {self.best_metric: float(metrics[self.best_metric])}
+            else:
+                named = ", ".join(metrics)
+                log.warning("checkpoint of step %d cannot be the best by %r: it has %s", step, self.best_metric, named)
         with self._told(step):
             self._set_unreadable_aside()
             self._writing.finish(self._manager.wait_until_finished)

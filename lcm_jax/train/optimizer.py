@@ -45,15 +45,20 @@ def optimizer(
     """The named optimiser behind an optional clip of the global gradient norm.
 
     The weight decay of RAdam and SGD is of the coupled kind, added to the (clipped) gradient before the
-    moments, as the consistency-training papers use it; AdamW's and Muon's are decoupled. Muon moves kernels,
+    moments, as the consistency-training papers use it; the others' is decoupled. Muon moves kernels,
     NAdamW all else; its updates have AdamW's size, so that rates carry over (arXiv 2502.16982, eq. 4).
+    Adafactor keeps two vectors a matrix in place of two moments a number; its rate is relative to each tensor's own
+    size (arXiv 1804.04235, Alg. 4).
     Names: adamw, radam, sgd, adafactor, muon; ValueError lists them.
     """
     makers = {
         "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay),
         "radam": lambda: optax.chain(optax.add_decayed_weights(weight_decay), optax.radam(rate, b1, b2, eps)),
         "sgd": lambda: optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate)),
-        "adafactor": lambda: optax.adafactor(rate, weight_decay_rate=weight_decay or None),
+        # optax would take decay from the weights whatever the rate.
+        "adafactor": lambda: optax.chain(
+            optax.adafactor(weight_decay_rate=weight_decay or None), optax.scale_by_learning_rate(rate, flip_sign=False)
+        ),
         "muon": lambda: contrib.muon(
             rate,
             weight_decay=weight_decay,

@@ -1,4 +1,4 @@
-"""Describes a text-to-image pipeline as diffusers saves it: a folder a component, named in model_index.json."""
+"""Describes what diffusers saves: a pipeline, a folder a component named in model_index.json; an autoencoder alone."""
 
 import dataclasses
 import os
@@ -14,6 +14,7 @@ from lcm_jax.weights.diffusers_scheduler import scheduler_path
 from lcm_jax.weights.json_file import read_object
 
 INDEX = "model_index.json"
+CONFIG = "config.json"  # of one component
 NOTES = "_lcm_jax"  # a key of the index: diffusers passes over those that begin so
 NOTED = ("guidance", "steps", "about")  # what an index has no other place for
 FAMILIES = {
@@ -73,11 +74,11 @@ def describe(folder: str | os.PathLike) -> Description:
     places = {
         part: _place(folder, index, part) for part in ("unet", "vae", *TEXT_ENCODERS[family], *TOKENIZERS[family])
     }
-    unet_json, vae_json = (_json(places[part] / "config.json") for part in ("unet", "vae"))
-    unet = unet_sizes(unet_json, f"{places['unet']}/config.json")
+    unet_json, vae_json = (_json(places[part] / CONFIG) for part in ("unet", "vae"))
+    unet = unet_sizes(unet_json, f"{places['unet']}/{CONFIG}")
     vae_json["_class_name"] = index["vae"][1]  # the index decides, as below
-    autoencoder = autoencoder_sizes(vae_json, f"{places['vae']}/config.json")
-    text_encoders = {part: _json(places[part] / "config.json") for part in TEXT_ENCODERS[family]}
+    autoencoder = autoencoder_sizes(vae_json, f"{places['vae']}/{CONFIG}")
+    text_encoders = {part: _json(places[part] / CONFIG) for part in TEXT_ENCODERS[family]}
     _check_fit(folder, family, unet, autoencoder, text_encoders)
 
     file = _place(folder, index, "scheduler") / "scheduler_config.json"
@@ -98,6 +99,19 @@ def describe(folder: str | os.PathLike) -> Description:
         zero_empty_caption=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
         noted=_noted(index, folder / INDEX),
     )
+
+
+def lone_autoencoder(folder: str | os.PathLike) -> tuple[dict[str, Any], int] | None:
+    """(Sizes as Description has them, pixels a side of its pictures) of an autoencoder that was saved by itself.
+
+    None where the folder holds none. Raises ValueError as `describe` does.
+    """
+    folder = Path(folder)
+    config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if config.get("_class_name") not in _CLASSES["vae"]:
+        return None
+    sizes = autoencoder_sizes(config, f"{folder}/{CONFIG}")
+    return sizes, _image_size({}, config, sizes, folder)
 
 
 def _noted(index: Mapping[str, Any], file: Path) -> dict[str, Any]:

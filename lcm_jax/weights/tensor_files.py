@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lcm_jax.weights.bijection import some
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.torch_pickle import read_torch
 
-_PICKLED_STEM = {"model": "pytorch_model"}  # transformers named its older files otherwise
+PICKLED_STEM = {"model": "pytorch_model"}  # transformers named its older files otherwise
 
 
 class TorchFile(Mapping):  # of no stated types: to check them would be to read it
@@ -101,7 +102,7 @@ def open_tensors(
     shard that is missing, ValueError for a damaged file and for a tensor that the index promises in vain.
     """
     folder, tag = Path(folder), f".{variant}" if variant else ""
-    pickled = _PICKLED_STEM.get(stem, stem)
+    pickled = PICKLED_STEM.get(stem, stem)
     ways: dict[str, Callable[[Path], SafetensorsFile | TorchFile | Shards]] = {
         f"{stem}{tag}.safetensors": SafetensorsFile,
         f"{stem}.safetensors.index{tag}.json": lambda path: _shards(path, SafetensorsFile),
@@ -113,10 +114,11 @@ def open_tensors(
             return open_file(folder / name)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}, where {', '.join(ways)} would be: download the whole model")
-    here = some(sorted(path.name for path in folder.iterdir())) or "nothing"
-    raise FileNotFoundError(
-        f"{folder} holds none of {', '.join(ways)}, but {here}: download the weights or choose another variant"
-    )
+    here = sorted(path.name for path in folder.iterdir())
+    named = re.compile(rf"(?:{stem}|{pickled})(?:-\d+-of-\d+)?\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+    there = sorted({match[1] for name in here if (match := named.fullmatch(name))})
+    choice = f"--variant {there[0]} reads what is there (config.model.variant of a run)" if there else "download them"
+    raise FileNotFoundError(f"{folder} holds none of {', '.join(ways)}, but {some(here) or 'nothing'}: {choice}")
 
 
 def _shards(index: Path, open_file: Callable[[Path], SafetensorsFile | TorchFile]) -> Shards:

@@ -11,6 +11,7 @@ from lcm_jax.assess import reference_statistics as subject
 from lcm_jax.assess.picture_scores import score_pictures
 from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.evaluate.frechet import frechet_distance, moments
+from lcm_jax.evaluate.precision_recall import precision_recall
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
 
@@ -88,7 +89,7 @@ def test_files_are_known_by_their_bytes(net, tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(7)]
     for path, picture in zip(paths, IMAGES, strict=False):
         Image.fromarray(picture).save(path)
-    real = subject.of_files(paths, 6, batch=3)
+    real = subject.of_files(paths, 6)
     found = subject.reference(net, real, tmp_path / "kept", 3)
     np.testing.assert_allclose(found.mean, IMAGES[:7].mean((0, 1, 2)), rtol=1e-6)
     assert subject.of_files(paths, 6).identity == real.identity
@@ -97,6 +98,38 @@ def test_files_are_known_by_their_bytes(net, tmp_path):
     assert subject.of_files(paths, 6).identity != real.identity
     with pytest.raises(ValueError, match="no files"):
         subject.of_files([], 6)
+
+
+def test_pictures_of_any_source_are_known_by_their_pixels(net, tmp_path):
+    read = [lambda i=i: IMAGES[i] for i in range(20)]
+    real = subject.of_loads(read)
+    assert real.identity == subject.of_loads([*read]).identity and real.count == 20
+    assert len({real.identity, subject.of_loads(read[::-1]).identity, subject.of_loads(read[1:]).identity}) == 3
+    assert [len(images) for images in real.sets(8)] == [8, 8, 4]
+    np.testing.assert_array_equal(np.concatenate(list(real.sets(8))), IMAGES)
+    found = subject.reference(net, real, tmp_path, 5)
+    np.testing.assert_allclose(found.mean, IMAGES.mean((0, 1, 2)), rtol=1e-6)
+    with pytest.raises(ValueError, match="no real images"):
+        subject.of_loads([])
+
+
+def test_some_of_them_are_drawn_once_and_for_all(net, tmp_path):
+    real = subject.of_arrays(IMAGES)
+    some = subject.some_features(net, real, 8, tmp_path, 4)
+    whole = IMAGES.mean((1, 2)).astype(np.float32)
+    rows = [int(np.abs(whole - one).sum(1).argmin()) for one in some]
+    np.testing.assert_array_equal(some, whole[rows])
+    assert rows == sorted(set(rows)) != list(range(8)) and len(rows) == net.apply.rows == 8  # from all over the set
+    np.testing.assert_array_equal(subject.some_features(net, real, 8, tmp_path, 4), some)
+    assert net.apply.rows == 8
+    (file,) = tmp_path.iterdir()
+    np.savez(file, **{**np.load(file), "features": some + 1})
+    np.testing.assert_array_equal(subject.some_features(net, real, 8, tmp_path, 4), some)
+    assert subject.some_features(net, real, 9, tmp_path, 4).shape == (9, 3)
+    subject.reference(net, real, tmp_path, 4)
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(ValueError, match="21 of 20 real images"):
+        subject.some_features(net, real, 21, tmp_path)
 
 
 def test_published_statistics_of_another_kind_are_errors(tmp_path):
@@ -121,3 +154,16 @@ def test_pictures_that_stream_by_are_scored(net, tmp_path):
     json.dumps(found)
     with pytest.raises(ValueError, match="13 pictures and 12 captions"):
         score_pictures([other], ["a"] * 12, net, real)
+
+
+def test_precision_and_recall_are_of_the_first_pictures(net, tmp_path):
+    real = subject.reference(net, subject.of_arrays(IMAGES), tmp_path, 5)
+    of = lambda images: images.mean((1, 2)).astype(np.float32)
+    other = np.random.default_rng(1).integers(0, 250, (21, 6, 6, 3), dtype=np.uint8)
+    sets = [other[:8], other[8:16], other[16:]]
+    found = score_pictures(sets, None, net, real, manifold=of(IMAGES[:13]), batch=4)
+    precision, recall = precision_recall(of(IMAGES[:13]), of(other[:13]), 3)
+    assert found["manifold"] == {"precision": precision, "recall": recall, "n": 13, "k": 3} and found["n"] == 21
+    assert 0 < recall < 1
+    with pytest.raises(ValueError, match="8 features came, which is not this process's turn of 13"):
+        score_pictures(sets[:1], None, net, real, manifold=of(IMAGES[:13]), batch=4)

@@ -43,7 +43,10 @@ def test_report_is_cut_with_a_count():
     assert len(lines) == 6 and lines[-2:] == ["... and 5 more", "9 problems"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "unconditional", "rows", "manifest"])
+KINDS = ["missing", "truncated", "flipped", "unconditional", "statistics", "rows", "manifest"]
+
+
+@pytest.mark.parametrize("damage", KINDS)
 def test_every_damage_of_a_latent_folder_is_named(make, damage):
     folder, made = make(40)
     path = folder / made.shards[2]["file"]
@@ -58,6 +61,7 @@ def test_every_damage_of_a_latent_folder_is_named(make, damage):
     else:
         names = {
             "unconditional": "unconditional_context.npy",
+            "statistics": manifest.ELEMENTS,
             "rows": manifest.ROWS,
             "manifest": manifest.FILE,
         }
@@ -73,4 +77,4 @@ def test_shard_of_another_set_is_found_by_count_and_shape(make):
     manifest.write(folder, dataclasses.replace(made, shards=fewer))
     assert all("records, the manifest says" in p.what for p in check(folder, progress=False))
     manifest.write(folder, dataclasses.replace(made, latent_shape=(8, 8, 3)))
-    assert len(check(folder, progress=False)) == len(made.shards)
+    assert len(check(folder, progress=False)) == len(made.shards) + 1  # and the statistics

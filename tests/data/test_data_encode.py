@@ -7,6 +7,7 @@ import pytest
 from small_set import SIZE, Encoders, make_examples, picture
 
 from lcm_jax.data import images, manifest, resume, shards
+from lcm_jax.data.check import check
 from lcm_jax.data.encode import encode
 from lcm_jax.data.latent_stats import LatentStats
 
@@ -183,3 +184,32 @@ def test_broken_side_files(make):
     (folder / manifest.UNCONDITIONAL.format("context")).write_bytes(b"")
     with pytest.raises(ValueError, match="unconditional_context.npy is missing or broken"):
         manifest.unconditional(folder)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: path.unlink(), "is missing or broken .*No such file"),
+        (cut, "is missing or broken"),
+        (lambda path: np.save(path, np.ones((2, 4, 4), np.float32)), "is float32 2x4x4, mean and std .* 2x4x4x3"),
+        (lambda path: np.save(path, np.ones((2, 4, 4, 3))), "is float64 2x4x4x3"),
+        (lambda path: np.save(path, np.full((2, 4, 4, 3), np.nan, np.float32)), "is float32 .* finite float32 2x4x4x3"),
+    ],
+)
+def test_broken_statistics_are_named_and_made_again(make, damage, message):
+    folder, _ = make(9)
+    path = folder / manifest.ELEMENTS
+    whole = path.read_bytes()
+    damage(path)
+    with pytest.raises(ValueError, match=f"element_stats.npy {message}.*; delete it and encode the data s") as said:
+        manifest.statistics(folder)
+    assert "\n" not in str(said.value)
+    assert [str(p).split(":")[0] for p in check(folder, progress=False)] == ["element_stats.npy"]
+    assert manifest.statistics(folder, "channel")[0].shape == (4, 4, 3)  # those are the manifest's
+    path.unlink(missing_ok=True)
+    make(9)
+    assert path.read_bytes() == whole

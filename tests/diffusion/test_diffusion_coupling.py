@@ -79,6 +79,20 @@ def test_one_device_and_eight_couple_alike():
     np.testing.assert_array_equal(alone, spread)
 
 
+def test_as_many_parts_as_devices_couple_what_each_device_holds():
+    x, n = draw(32)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("data")
+    own = lambda x, n: OptimalTransport()(x, n)[0]
+    apart = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))(x, n)
+    spread = [jax.device_put(v, jax.sharding.NamedSharding(mesh, split)) for v in (x, n)]
+    parts = jax.jit(OptimalTransport(parts=8))(*spread)[0]
+    np.testing.assert_array_equal(parts, apart)
+    for i in range(0, 32, 4):  # noise stays on its device
+        assert sorted(map(tuple, parts[i : i + 4].tolist())) == sorted(map(tuple, n[i : i + 4].tolist()))
+    assert cost(x, parts) > cost(x, jax.jit(OptimalTransport())(x, n)[0])
+
+
 @pytest.mark.parametrize("exact_up_to", [0, 512])
 def test_a_cost_that_is_not_finite_gives_noise_that_is_not(exact_up_to):
     """So that the loss stops the run, instead of a search that never ends."""

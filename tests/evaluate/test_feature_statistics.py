@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lcm_jax.evaluate.feature_statistics import FeatureStatistics, merged, merged_over_hosts, statistics
+from lcm_jax.evaluate.feature_statistics import (
+    FeatureStatistics,
+    joined_over_hosts,
+    merged,
+    merged_over_hosts,
+    statistics,
+)
 from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.evaluate.frechet import frechet_distance, moments
 
@@ -83,6 +89,8 @@ def test_what_has_no_statistics_is_an_error():
         _ = taken([X[:1]]).covariance
     with pytest.raises(ValueError, match="no statistics"):
         merged([])
+    with pytest.raises(ValueError, match="6 features came, which is not this process's turn of 7"):
+        joined_over_hosts(X[:6], 7)
 
 
 TWO = """
@@ -91,11 +99,12 @@ import jax
 process = int(sys.argv[1])
 jax.distributed.initialize("localhost:" + sys.argv[2], 2, process)
 import numpy as np
-from lcm_jax.evaluate.feature_statistics import FeatureStatistics, merged_over_hosts
+from lcm_jax.evaluate.feature_statistics import FeatureStatistics, joined_over_hosts, merged_over_hosts
 x, own = np.load(sys.argv[3]), FeatureStatistics.none(12)
 own.add(x[:25] if process == 0 else x[25:])
 whole = merged_over_hosts(own)
-np.savez(f"{sys.argv[3]}.{process}.npz", count=whole.count, mean=whole.mean, scatter=whole.scatter)
+joined = joined_over_hosts(x[:7][process::2], 7)
+np.savez(f"{sys.argv[3]}.{process}.npz", count=whole.count, mean=whole.mean, scatter=whole.scatter, joined=joined)
 """
 
 
@@ -114,6 +123,8 @@ def test_two_processes_agree_bit_for_bit(tmp_path, free_port):
     for name in ("count", "mean", "scatter"):
         np.testing.assert_array_equal(a[name], b[name])
     check(FeatureStatistics(int(a["count"]), a["mean"], a["scatter"]))
+    for found in (a, b):
+        np.testing.assert_array_equal(found["joined"], X[:7])
 
 
 @pytest.fixture

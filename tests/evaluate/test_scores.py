@@ -80,6 +80,18 @@ def test_seeds_are_averaged_with_their_spread(reference):
     np.testing.assert_allclose(resampled["kid"], np.mean(each, axis=0))
 
 
+def test_near_copies_move_no_interval_away_from_its_distance():
+    """Drawn twice, a group of near-copies raises a resample's distances: the interval stands around the value."""
+    pairs = lambda seed: np.repeat(drawn(seed, N // 2), 2, axis=0) + 0.01 * drawn(seed + 10)
+    real, other = Labelled(pairs(0), *labels("h")), Labelled(pairs(1), *labels("t"))
+    reference = Reference(real, other, real, other.features, copy_distance=1e-4, resamples=60)
+    for got, resampled in (scores.floor(reference), scores.score(reference, [pairs(2)])):
+        for name in ("kid", "fd"):
+            assert resampled[name].mean() == pytest.approx(got[name]["mean"])
+            low, high = got[name]["interval"]
+            assert low < got[name]["mean"] < high
+
+
 def test_copies_of_training_images_are_seen(reference):
     copies = reference.train[50 : 50 + N] * 1.001
     got, _ = scores.score(reference, [copies])

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import tiny_sd
 
-from lcm_jax import exporting, source
+from lcm_jax import exporting, run_folder, source, start
 from lcm_jax.diffusion.guidance import guidance_embedding
+from lcm_jax.models import lora
 from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec, PathSpec, TextSpec
 from lcm_jax.models.unet import UNetConfig
 from lcm_jax.weights.safetensors_file import SafetensorsFile
+from lcm_jax.weights.single_file import SingleFile, write
 
 TOWER = dataclasses.replace(tiny_sd.TOWER, heads=1, layers=1, eos_token_id=2)
 VAE = AutoencoderConfig((32, 32), 1, force_upcast=True)  # as everyone takes it
@@ -64,6 +66,38 @@ def test_a_file_is_read_back_whole(family, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, wanted, now.load(network))
     assert (now.captions.tokens(["a cat"]) == was.captions.tokens(["a cat"])).all()
     assert f"original layout of {family}" in (out / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """A file of SD 2.x that does not say what it predicts, as most; its tokenizer beside it."""
+    root = tmp_path_factory.mktemp("silent")
+    flax = tiny_sd.model_folder(root / "flax", model("sd2"))
+    told = SingleFile(exporting.export(flax, root / "told", "single-file") / "told.safetensors")
+    write(root / "told" / "bare.safetensors", dict(told), "sd2")
+    return root / "told" / "bare.safetensors"
+
+
+def test_a_file_of_sd2_that_does_not_say_what_it_predicts_is_asked_about(silent, tmp_path):
+    with pytest.raises(ValueError, match="does not say what its U-Net predicts: give --kind v if it is of 768 pixels"):
+        source.open_model(silent)
+    for kind, side in (("eps", 512), ("v", 768)):
+        spec = source.open_model(silent, kind=kind).spec
+        assert (spec.kind, spec.image_size) == (kind, side)
+    out = exporting.export(silent, tmp_path / "out", "diffusers", kind="v")
+    assert source.open_model(out).spec.kind == "v"
+    # A run asks config.model: by kind, or by the family that is to be distilled.
+    assert start.opened(str(silent), {"kind": "v"}, False)[1].image_size == 768
+    with pytest.raises(ValueError, match="is not of config.model.family 'sd21_768': unet is"):  # tiny, but of its kind
+        start.opened(str(silent), {"family": "sd21_768"}, False)
+
+
+def test_adapters_of_a_file_that_does_not_say_what_it_predicts_are_merged(silent):
+    spec = source.open_model(silent, kind="v").spec
+    part = lora.init(jax.random.key(0), source.network(spec, "unet").abstract(), lora.LoraConfig(2, 2))
+    spec = dataclasses.replace(spec, about={"lora": {"base": str(silent), "variant": None, "alpha": 2}})
+    merged = run_folder.merged(spec, part)  # whose second half is zero
+    jax.tree.map(np.testing.assert_array_equal, merged, source.open_model(silent, kind="v").load("unet"))
 
 
 def test_a_fixed_w_is_the_student_told_that_w(tmp_path):

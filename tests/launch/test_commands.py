@@ -27,6 +27,7 @@ def command(*arguments):
         (("launch.sample", "--model=emoji-teacher"), "nothing to draw: give --prompt or a --prompts file"),
         (("launch.sample", "--model=m", "--step=3", "--prompt=a"), "--step, --weights and --ema choose among"),
         (("launch.sample", "--model=m", "--promt=a"), "promt"),
+        (("launch.sample", "--model=emoji-teacher", "--prompt=a", "--target_size=0"), "--target_size is WIDTHxHEIGHT"),
         (("launch.sample", "--checkpoint=c", "--weights=params", "--ema=0.9"), "--ema chooses among averages"),
         (("launch.export", "--model=m", "--out=o", "--ema=0.9"), "--step, --weights and --ema choose among"),
         (("launch.encode", "--model=m", "--out=o"), "give --reader NAME, or --folder PICTURES"),
@@ -37,12 +38,36 @@ def command(*arguments):
         (("launch.synthesize", "--prompts=p"), "give --out, the folder of the latent data set"),
         (("launch.synthesize", "--prompts=p", "--out=o", "--w=1", "--guidance=2"), "--w and --guidance exclude each"),
         (("launch.export", "--out=o"), "checkpoint"),
+        (("launch.export", "--checkpoint=c", "--out=o", "--kind=v"), "--variant and --kind are for --model"),
+        (
+            ("launch.train", "--config=configs/lora_sdxl.py:paper", "--run=r", "--config.model.teacher=./nowhere",
+             "--config.optimizer.accumulate=4", "--config.model.lora.targets=('/attn1/',)"),
+            "no model folder './nowhere'",  # what the flags say is known, what they name is not there
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(arguments, message):
     done = command(*arguments)
     assert done.returncode == 1 and message in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+def test_a_dry_run_says_what_a_run_takes_and_makes_none(tmp_path):
+    mesh = ("--config.mesh.rules=fsdp", "--config.mesh.data=1", "--config.mesh.fsdp=-1")
+    config = ("--config=configs/emoji_lcd.py", *mesh)
+    done = command("launch.train", *config, "--dry-run", "--devices=2", f"--run={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cpu:2: 2 chips (data 1, fsdp 2, tensor 1), rules: fsdp; global batch 32")
+    assert all(word in done.stdout for word in ("U-Net", "opt_state", "GFLOP a sample", "estimated without a compiler"))
+    assert not (tmp_path / "run").exists()
+    done = command("launch.train", *config)
+    assert done.returncode == 1 and "give --run, the folder of the run, or --dry_run" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["encode", "synthesize", "sample", "export", "score", "evaluate", "compare"])
+def test_what_opens_a_model_can_be_told_how(name):
+    done = command(f"launch.{name}", "--variant=fp16", "--kind=epsilon")
+    assert done.returncode == 1 and "should be one of <eps|v>" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["encode", "synthesize", "sample", "export", "train"])

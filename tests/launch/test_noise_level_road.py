@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,16 +11,20 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_sd
 
-from lcm_jax import build, build_edm, drawing, exporting, planning, run_folder
+from configs import slct_latent32
+from lcm_jax import build, build_edm, drawing, encoding, exporting, planning, run_folder, sections
 from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
+from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.source import open_model
+from lcm_jax.weights.diffusers_config import autoencoder_config
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32  # pixels; 4 x 4 x 4 latents, those of the preset "tiny"
@@ -42,6 +47,7 @@ def made(data, latents32):
     return SimpleNamespace(
         edm=edm,
         cd=go("cd", {"name": "cd", "intervals": 5}, {"teacher": str(edm.exported)}),
+        ct=go("ct", {"name": "ct"}, {**start, "network": "dit_tiny"}),
         ect=go("ect", {"name": "ect", "stage_steps": 2}, {"start": str(edm.exported)}),
         slct=go("slct", {"name": "slct", "s1": 20}, {**start, "network": "tiny", "norm": "ns_layer"}, loop=OFTEN),
     )
@@ -49,7 +55,7 @@ def made(data, latents32):
 
 def test_every_method_makes_a_model_that_says_what_it_is(made):
     roles = {name: open_model(run.exported).spec.role for name, run in vars(made).items()}
-    assert roles == {"edm": "diffusion", "cd": "consistency", "ect": "consistency", "slct": "consistency"}
+    assert roles == {"edm": "diffusion", **dict.fromkeys(("cd", "ct", "ect", "slct"), "consistency")}
     spec = open_model(made.slct.exported).spec
     assert isinstance(spec, EDMSpec) and spec.image_size == SIDE and spec.latent_shape == (4, 4, 4)
     assert (spec.network.norm, spec.sigma_min, spec.sigma_data) == ("ns_layer", 0.002, 0.5)
@@ -69,9 +75,16 @@ def test_weights_move_and_go_on_from_where_they_were(made):
         moved = np.abs(leaves(run.state.params) - edm)
         assert 0 < moved.max() < 0.05  # three updates at 1e-3, not new weights
     assert made.cd.state.target is not None and made.ect.state.target is None
-    fresh = build.run(made.slct.config)
-    fresh.loader.close()
-    assert 0 < np.abs(leaves(fresh.init().params) - leaves(made.slct.state.params)).max() < 0.05
+    for run in (made.ct, made.slct):
+        fresh = build.run(run.config)
+        fresh.loader.close()
+        first = leaves(fresh.init().params)
+        moved = np.abs(leaves(run.state.params) - first).max()
+        assert 0 < moved < 0.05
+        if run is made.ct:  # its target follows behind
+            assert 0 < np.abs(leaves(run.state.target) - first).max() < moved
+        else:
+            assert run.state.target is None
 
 
 def test_statistics_are_those_of_the_data_and_travel_with_the_weights(made, latents32):
@@ -169,6 +182,32 @@ def test_plans_are_made_from_shapes_alone(made, latents32):
     assert start.spec.image_size == 256 and start.spec.latent_shape == (32, 32, 4) and start.model is None
 
 
+def test_the_autoencoder_may_be_one_that_diffusers_saved_alone(data, tmp_path):
+    whole = exporting.export(tiny_sd.model_folder(tmp_path / "sd", tiny_sd.spec()), tmp_path / "whole", "diffusers")
+    alone, latents = str(whole / "vae"), tmp_path / "latents"
+    options = {"folder": str(data.pictures)}
+    settings = {"tokens": True, "states": False, "size": SIDE, "progress": False}
+    encoding.encode(alone, "image_folder", options, latents, 8, 10, **settings)
+    objective, model = {"name": "edm", "time_scale": 250.0}, {"start": alone, "network": "dit_tiny"}
+    config = tiny.config(objective, model, latents, steps=1)
+    run_folder.train(build.run(config), tmp_path / "run", progress=False)
+    made = exporting.export(tmp_path / "run", tmp_path / "exported", msgpack=False)
+    first = open_model(alone).load("autoencoder")
+    jax.tree.map(np.testing.assert_array_equal, open_model(made).load("autoencoder"), first)
+    with pytest.raises(ValueError, match="vae is not of config.model.family 'sd15': autoencoder is Autoenc.* name its"):
+        build.run({**config, "model": {**model, "family": "sd15"}})
+    with pytest.raises(ValueError, match="vae holds an autoencoder only: name a preset in config.model.unet"):
+        build.run({**config, "model": {"start": alone}, "objective": {"name": "diffusion"}})
+
+
+def test_a_published_autoencoder_alone_is_of_its_family(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(autoencoder_config(asdict(AutoencoderConfig()), 256)))
+    cfg = sections.plain(slct_latent32.get_config())
+    cfg["model"]["start"] = str(tmp_path)
+    _, start = build_edm.edm_parts(cfg)
+    assert start.spec.image_size == 256 and start.spec.autoencoder == AutoencoderConfig() and start.fresh
+
+
 @pytest.mark.parametrize(
     "objective, model, message",
     [
@@ -206,6 +245,10 @@ def test_specs_say_what_does_not_fit(made):
     for change, message in (
         ({"sigmas": [[80.0], [0.5, 80.0]]}, r"sigmas\[1\] is \[0.5, 80.0\]: give 2 noise levels that fall"),
         ({"sigmas": [[81.0]]}, "from at most 80"),
+        ({"sigma_data": 0.0}, "sigma_data is 0.0: give a positive number"),
+        ({"rho": -7.0}, "rho is -7.0"),
+        ({"time_scale": 0.0}, "time_scale is 0.0"),
+        ({"sigma_min": 90.0}, "sigma_min is 90.0, sigma_max 80.0: give noise levels that rise from 0 or more"),
         ({"image_size": 64}, "the autoencoder makes 8 x 8 x 4 of pictures of 64 pixels"),
         ({"format": 7}, "has format 7"),
     ):
@@ -230,6 +273,9 @@ def test_scores_know_real_pictures_from_noise_and_are_made_once(made, judge, tmp
     assert min(e["scores"]["fd"] for e in result["entries"]) > result["references"]["real"]["fd"]  # untrained
     table = (tmp_path / "table.md").read_text()
     assert "consistency, 2" in table and "+-" in table and "blurred" in table and "KID-means x 1000" in table
+    assert "FD-means - floor" in table
+    large = {**result, "protocol": {"features": {"name": "Inception"}, "n": 10_000}}
+    assert "| FID " in noise_evaluation.markdown(large) and "FD-" not in noise_evaluation.markdown(large)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["entries"] == result["entries"] and written["protocol"]["n"] == judge.n == 8
     more = noise_evaluation.Plan((1, 2), (0, 1, 2), 8)
@@ -247,14 +293,43 @@ def test_the_best_noise_levels_are_found_and_kept_with_the_weights(made, judge, 
     assert found.scores[1] == min(score for sigmas, score in found.tried.items() if len(sigmas) == 2)
     pictures = pipe(8, sigmas=found.best[1])
     assert judge.score(pictures)["kid"] == found.scores[1]
-    run_folder.keep_sigmas(out, found.best)
+    run_folder.keep_sigmas(out, [[80.0]])
+    assert "--n 16 --steps 1" in (out / "README.md").read_text()
+    run_folder.keep_sigmas(out, found.best, {"score": "kid"})
     kept = EDMPipeline.load(out)
+    assert kept.spec.about["noise levels sought by"] == {"score": "kid"}
     assert kept.spec.sigmas == tuple(found.best)
     np.testing.assert_array_equal(kept(8, steps=2), pictures)
+    card = (out / "README.md").read_text()
+    assert f"| noise levels of 2 steps | 80, {found.best[1][1]:g} |\n| noise levels sought by | score kid |" in card
+    assert "0.5286" not in card and "--n 16 --steps 2" in card
     with pytest.raises(ValueError, match="export it first"):
         run_folder.keep_sigmas(made.slct.run, found.best)
     with pytest.raises(ValueError, match="this one is a denoiser"):
         noise_evaluation.best_sigmas(EDMPipeline.load(made.edm.exported), judge, 2)
+
+
+class Planted(noise_evaluation.Judge):
+    """Likes a second noise level the better, the nearer it is to 1."""
+
+    def __init__(self):
+        self.n = 4
+
+    def score(self, images):
+        away = float(np.abs(np.log(images[-1])))
+        return {"kid": away, "fd": away, "precision": 10 - away, "recall": 10 - away}
+
+
+@pytest.mark.parametrize("by", noise_evaluation.SOUGHT)
+def test_noise_levels_are_sought_by_any_score(made, by, monkeypatch):
+    monkeypatch.setattr(EDMPipeline, "__call__", lambda self, n, sigmas, **more: np.array(sigmas))
+    pipe = EDMPipeline.load(made.slct.exported)
+    found = noise_evaluation.best_sigmas(pipe, Planted(), 2, by=by, progress=False)
+    assert found.best[1][1] == pytest.approx(1, rel=0.2) and found.tried[found.best[1]] == found.scores[1]
+    best = max if by in ("precision", "recall") else min
+    assert found.scores[1] == best(score for sigmas, score in found.tried.items() if len(sigmas) == 2)
+    with pytest.raises(ValueError, match="sought by kid, fd, precision, recall, not by 'fid'"):
+        noise_evaluation.best_sigmas(pipe, Planted(), 2, by="fid")
 
 
 @pytest.mark.parametrize("name, levels", [("slct", 4), ("cd", 5)])
@@ -278,6 +353,16 @@ def test_telemetry_takes_the_loss_apart(made, name, levels, tmp_path):
         drawn, coupled = (np.square(seen["coupling"][key]).sum() for key in ("drawn", "coupled"))
         assert coupled < drawn
         assert seen["intervals"]["N"] == [10, 20, 20]
+        np.testing.assert_allclose(seen["scale"]["delta"], [0.03456, 0.013635, 0.013635], rtol=1e-4)
+        assert seen["scale"]["step"] == seen["intervals"]["step"] == [0, 1, 2]
+        values, slopes = (np.array([c[what] for c in seen["compared"].values()]) for what in ("value", "slope"))
+        assert list(seen["compared"]) == ["l2", "pseudo_huber", "cauchy", "geman_mcclure"]  # from the least robust
+        np.testing.assert_allclose(values[:, :5] / values[0, :5], 1, rtol=1e-3)  # alike where residuals are small
+        assert (np.diff(values[:, -20:], axis=0) < 0).all() and (np.diff(slopes[:, -20:], axis=0) < 0).all()
+        own = seen["distance"]["2"]  # the scale has not changed since
+        np.testing.assert_allclose(seen["compared"]["cauchy"]["value"], own["value"], rtol=1e-4)
+    else:
+        assert seen["scale"] is seen["compared"] is None  # the squared distance has no scale
 
 
 def test_a_gap_that_closes_is_shown_as_it_is_at_a_step(made):

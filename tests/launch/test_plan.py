@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -53,6 +54,17 @@ def test_the_memory_foretold_is_what_the_compiler_says_of_the_run(config, tmp_pa
     again = plan_report.forecast(cfg, topology("cpu:8"), cache=tmp_path)
     assert again.memory.programs["step"] == dataclasses.replace(step, cached=True)
     assert again.memory.peak == found.memory.peak and "kept from before" in "\n".join(again.lines())
+
+
+def test_the_devices_that_are_here_have_a_topology(monkeypatch):
+    assert plan_report.here() == topology(f"cpu:{jax.device_count()}")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for kind, name in (("NVIDIA H100 80GB HBM3", "gpu:8xH100"), ("NVIDIA L4", None)):
+        monkeypatch.setattr(jax, "devices", lambda kind=kind: [SimpleNamespace(device_kind=kind)] * 8)
+        if name:
+            assert plan_report.here() == topology(name)
+    with pytest.raises(ValueError, match="the topology of 8 NVIDIA L4 is not known here: name it to launch.plan"):
+        plan_report.here()
 
 
 def test_blocks_make_up_a_u_net():

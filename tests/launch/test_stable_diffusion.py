@@ -11,12 +11,12 @@ import pytest
 import tiny
 import tiny_sd
 
-from lcm_jax import build, drawing, encoding, pipeline, planning, run_folder, sections
+from lcm_jax import build, drawing, encoding, exporting, pipeline, planning, run_folder, sections, synthesizing
 from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.tiling import tiled
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.pipeline import Pipeline
+from lcm_jax.pipeline import Pipeline, SizeIds
 from lcm_jax.source import open_model
 
 LCD = {"name": "lcd", "w_min": 2.0, "w_max": 4.0, "w_width": 8}
@@ -143,6 +143,44 @@ def test_sizes_negative_prompts_images_and_tiles(sd):
         pipe("a", tile=16)
     big, tiles = (pipe("a red disc", steps=1, size=(16, 160), tile=t)[0].astype(float) for t in (None, 136))
     assert 0 < np.abs(big - tiles).mean() < 30
+
+
+def test_a_folder_of_one_variant_alone_is_a_teacher(sd, pictures, tmp_path):
+    half = exporting.export(sd, tmp_path / "half", "diffusers", "float16")
+    for path in half.glob("*/*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    with pytest.raises(FileNotFoundError, match="--variant fp16 reads what is there"):
+        open_model(half).load("unet")
+    latents = encoded(half, pictures, variant="fp16")
+    model = {"teacher": str(half), "variant": "fp16", "w_width": 8}
+    assert build.run(tiny.config(LCD, model, latents)).frozen["teacher"] is not None
+    drawn = synthesizing.synthesize(
+        half, ["a red disc"], tmp_path / "drawn", steps=1, w=0.0, batch_size=1, progress=False, variant="fp16"
+    )
+    assert drawn.encoders["autoencoder"] == open_model(half, "fp16").fingerprint("autoencoder")
+    assert run_folder.pipeline(half, variant="fp16")("a red disc", steps=1, w=0.0).shape == (1, 16, 16, 3)
+    # Beside other files it is still the variant alone that a data set was made with.
+    (half / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"others")
+    assert drawn.encoders["autoencoder"] == open_model(half, "fp16").fingerprint("autoencoder")
+
+
+def test_sdxl_is_told_other_sizes_where_they_are_given(teacher, sd, tmp_path):
+    pipe = Pipeline.load(teacher)
+    of = lambda **told: pipe.sized({"context": np.zeros((1, 2, 3))}, pipe.setting(size=(16, 32), ids=SizeIds(**told)))  # noqa: E731
+    np.testing.assert_array_equal(of()["time_ids"], [[16, 32, 0, 0, 16, 32]])
+    told = of(original=(64, 96), crop=(2, 5), target=(48, 40))["time_ids"]
+    np.testing.assert_array_equal(told, [[64, 96, 2, 5, 48, 40]])  # as diffusers puts them
+    plain, own, other = (
+        pipe("a red disc", steps=1, w=0.0, ids=ids)[0].astype(int)
+        for ids in (SizeIds(), SizeIds((16, 16)), SizeIds((512, 512)))
+    )
+    np.testing.assert_array_equal(plain, own)
+    assert (plain != other).any()
+    with pytest.raises(ValueError, match="are told to SDXL's networks, this one takes none"):
+        Pipeline.load(sd).setting(ids=SizeIds((512, 512)))
+    drawing.draw(pipe, ["a red disc"], tmp_path, steps=1, w=0.0, n=1, ids=SizeIds((512, 512)), progress=False)
+    (file,) = (path for path in tmp_path.iterdir() if not path.name.startswith("grid"))
+    assert grid.settings(file)["size_ids"] == [512, 512, 0, 0, 16, 16]
 
 
 def test_what_has_no_effect_is_said(student, teacher):

@@ -16,9 +16,12 @@ LCM = {"path": vp_path(), "kind": "v"}
 NEEDED = {**LCM, "steps": 100, "stage_steps": 10}
 
 
-def built(name):
-    settings = inspect.signature(import_module(f"lcm_jax.objectives.{name}").build).parameters
-    return get(name, **{k: v for k, v in NEEDED.items() if k in settings})
+def settings_of(name):
+    return inspect.signature(import_module(f"lcm_jax.objectives.{name}").build).parameters
+
+
+def built(name, **settings):
+    return get(name, **{k: v for k, v in NEEDED.items() if k in settings_of(name)}, **settings)
 
 
 def loss_of(objective, batch):
@@ -91,14 +94,31 @@ def test_unknown_names_and_settings_are_met_with_the_choice():
         ("ict", {"curriculum": "tripling"}, "unknown curriculum 'tripling'; choose one of doubling, geometric"),
         ("slct", {"delta": 0.001}, "delta is 0.001 up to 10 intervals and 0.0271 above"),
         ("slct", {"schedule_delta": False, "delta": -1.0}, "delta is -1.0: give a scale of at least 0"),
-        ("ict", {"schedule_delta": True}, "schedule_delta needs the delta of the first stage"),
         ("slct", {"transport_parts": 0}, "parts is 0"),
         ("slct", {"diffusion_share": 1.5}, "share is 1.5"),
+        ("slct", {"diffusion_weight": -1.0}, "weight is -1.0"),
         ("ect", {"stage_steps": 10, "steps": None, "q": 1.0}, "q is 1.0"),
+        ("ect", {"stage_steps": 0, "steps": None}, "stage_steps is 0: give how many updates"),
+        ("ect", {"stage_steps": 10, "steps": None, "P_std": 0.0}, "P_std is 0.0: give the spread"),
+        ("edm", {"steps": None, "P_std": -1.0}, "P_std is -1.0"),
+        ("ict", {"P_std": 0.0}, "P_std is 0.0"),
+        ("slct", {"sigma_min": 0.0}, "sigma_min is 0.0: give the grid's lowest noise level"),
+        ("ct", {"sigma_min": -0.1}, "sigma_min is -0.1"),
+        ("cd", {"sigma_max": 0.001, "steps": None}, "sigma_max is 0.001: give more than sigma_min, which is 0.002"),
+        ("ict", {"sigma_max": float("nan")}, "sigma_max is nan"),
+        ("slct", {"rho": 0.0}, "rho is 0.0: give a positive number, as 7 is"),
     ]:
         given = {k: v for k, v in {"steps": 100, **settings}.items() if v is not None}
         with pytest.raises(ValueError, match=message):
             get(name, **given)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if "sigma_data" in settings_of(n)])
+def test_scales_of_noise_levels_are_positive(name):
+    for setting in ("sigma_data", "time_scale"):
+        for value in (0.0, -0.5):
+            with pytest.raises(ValueError, match=f"{setting} is {value}: give .*, above 0, as"):
+                built(name, **{setting: value})
 
 
 def test_a_latent_is_drawn_from_its_posterior_and_scaled():

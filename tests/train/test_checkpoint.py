@@ -86,6 +86,11 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert checkpointer.best_step() == 20
 
 
+def test_a_metric_that_no_checkpoint_has_is_said(tmp_path, caplog):
+    save_all(tmp_path, [10], best_metric="los")
+    assert "checkpoint of step 10 cannot be the best by 'los': it has loss/mean" in caplog.text
+
+
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     assert Checkpointer(tmp_path).restore(abstract(make_state())) is None
     with pytest.raises(CheckpointError, match="no checkpoint in "):

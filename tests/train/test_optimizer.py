@@ -72,6 +72,21 @@ def test_adafactor_goes_downhill():
     assert jnp.abs(p).max() < 2.5
 
 
+def test_adafactor_keeps_vectors_for_matrices_and_decays_at_the_rate():
+    """arXiv 1804.04235, Alg. 4, at the first step: decay 0, so the moments are the gradient's own."""
+    rng = np.random.default_rng(0)
+    p, g = (rng.standard_normal((128, 160)).astype(np.float32) for _ in range(2))
+    tx = optimizer("adafactor", RATE, weight_decay=DECAY)
+    state = tx.init({"kernel": jnp.asarray(p)})
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 300  # of 20,480 numbers
+    update, _ = tx.update({"kernel": jnp.asarray(g)}, state, {"kernel": jnp.asarray(p)})
+    rows, columns = np.square(g).mean(1, keepdims=True), np.square(g).mean(0, keepdims=True)
+    step = g / np.sqrt(rows * columns / rows.mean())
+    rms = lambda x: np.sqrt(np.square(x).mean())
+    expected = -RATE * (step / max(1.0, rms(step)) * rms(p) + DECAY * p)
+    np.testing.assert_allclose(update["kernel"], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_clip_is_of_the_global_norm_and_comes_before_the_decay():
     g, p = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}, {"a": jnp.array([1.0]), "b": jnp.array([0.0])}
     tx = optimizer("sgd", 1.0, weight_decay=10.0, clip=1.0)

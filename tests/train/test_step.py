@@ -264,3 +264,36 @@ def test_adapters_that_lie_in_parts_train_as_whole_ones(name, sizes, monkeypatch
     for leaf in adapters:
         assert np.linalg.norm(split[leaf] - one[leaf]) < 1e-5 * np.linalg.norm(one[leaf])
         assert np.linalg.norm(one[leaf] - adapters[leaf]) > 1e-2 * np.linalg.norm(one[leaf])
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1, "fsdp": 8}, {"data": 4, "fsdp": 2}])
+def test_factored_moments_in_parts_do_what_whole_ones_do(sizes, monkeypatch):
+    monkeypatch.setattr(rules, "SMALL", 2**6)  # so that the vectors are split, too
+    rng = np.random.default_rng(0)
+    draw = lambda *s: rng.standard_normal(s).astype(np.float32)
+    params = {"w": draw(128, 256) / 16, "b": draw(256)}
+    batch, tx = {"x": draw(8, 128), "y": draw(8)}, optimizer("adafactor", 0.05, weight_decay=0.1, clip=1.0)
+
+    def wide(params, x, read=lambda path, weight: weight):
+        return jnp.tanh(x @ read("w", params["w"]) + read("b", params["b"])[None]).mean(-1)
+
+    def after(mesh, chosen, steps=4):
+        init = lambda p: init_state(p, tx, Regression())
+        shardings = rules.infer(jax.eval_shape(init, params), chosen, mesh)
+        state, losses = jax.jit(init, out_shardings=shardings)(params), []
+        step = train_step(Regression(), wide, None, tx, accumulate=2, readings=readings(chosen, mesh))
+        step = jax.jit(step, out_shardings=(shardings, None))
+        for _ in range(steps):
+            frozen = {"batch": replicate(FROZEN["batch"], mesh)}
+            state, metrics = step(state, frozen, place_batch(batch, mesh), replicate(KEY, mesh))
+            losses.append(float(metrics["loss/mean"]))
+        return state, np.array(losses)
+
+    one, alone = after(make_mesh(devices=jax.devices()[:1]), rules.by_tree("replicate", {}))
+    parts, losses = after(make_mesh(**sizes), rules.by_tree("fsdp", {}))
+    moments = [leaf for leaf in jax.tree.leaves(parts.opt_state) if leaf.shape in ((128,), (256,))]
+    assert len(moments) == 3 and not any(leaf.is_fully_replicated for leaf in moments)
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    assert losses[-1] < 0.9 * losses[0]
+    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(one), strict=True):
+        assert np.linalg.norm(np.asarray(a) - np.asarray(b)) <= 1e-5 * np.linalg.norm(b)

@@ -17,7 +17,7 @@ from lcm_jax.models.spec import PathSpec
 from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.weights.bijection import fill, to_torch
 from lcm_jax.weights.diffusers_config import autoencoder_config, unet_config
-from lcm_jax.weights.diffusers_folder import describe
+from lcm_jax.weights.diffusers_folder import describe, lone_autoencoder
 from lcm_jax.weights.diffusers_names import autoencoder_names
 from lcm_jax.weights.tensor_files import open_tensors
 
@@ -57,6 +57,17 @@ def test_published_pipelines(name, family, preset, kind, size, scale, tmp_path):
     assert list(found.text_encoders) == ["text_encoder", "text_encoder_2"][: 1 + xl]
     assert found.text_encoders["text_encoder"] == PUBLISHED[name]["text_encoder"]
     assert found.tokenizers == {part: tmp_path / part for part in ["tokenizer", "tokenizer_2"][: 1 + xl]}
+
+
+def test_an_autoencoder_saved_by_itself(tmp_path):
+    """sd-vae-ft-ema: SD 1's autoencoder, of pictures of 256 pixels; keys it leaves out are diffusers' own."""
+    assert lone_autoencoder(tmp_path) is None
+    said = {k: v for k, v in PUBLISHED["stable-diffusion-v1-5"]["vae"].items() if k != "norm_num_groups"}
+    (tmp_path / "config.json").write_text(json.dumps({**said, "_diffusers_version": "0.4.2", "sample_size": 256}))
+    sizes, side = lone_autoencoder(tmp_path)
+    assert (AutoencoderConfig(**sizes), side) == (AutoencoderConfig(), 256)
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["stable-diffusion-v1-5"]["unet"]))
+    assert lone_autoencoder(tmp_path) is None
 
 
 CLASSES = {  # pipeline, scheduler, hidden sizes of the text encoders, how it is saved

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from lcm_jax.weights.diffusers_hub import hub_patterns, resolve
+from lcm_jax.weights.diffusers_hub import hub_patterns, pickled_patterns, resolve
 
 WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model", "text_encoder_2/model")
 CONFIGS = [
@@ -54,6 +54,26 @@ def test_only_the_safetensors_of_one_variant_are_fetched():
         "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
         "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
     }
+
+
+def test_pickles_are_fetched_of_components_that_have_nothing_else(tmp_path, hub):
+    for part in ("unet", "vae", "text_encoder"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").touch()
+    (tmp_path / "vae" / "diffusion_pytorch_model.fp16.safetensors").touch()
+    hub.answer = lambda offline: str(tmp_path)
+    assert resolve("owner/model", "fp16") == tmp_path
+    (_, first, _), (_, second, _) = hub.calls
+    assert first == hub_patterns("fp16") and second == pickled_patterns(["unet", "text_encoder"], "fp16")
+    there = [*REPOSITORY, "text_encoder/pytorch_model.fp16.bin", "text_encoder/pytorch_model.bin"]
+    asked = {name for name in there if any(fnmatch.fnmatch(name, p) for p in second)}
+    assert asked == {"unet/diffusion_pytorch_model.fp16.bin", "text_encoder/pytorch_model.fp16.bin"}
+
+
+def test_of_an_autoencoder_alone_config_and_weights_are_fetched():
+    repository = ["README.md", "config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+    wanted = [name for name in repository if any(fnmatch.fnmatch(name, p) for p in hub_patterns())]
+    assert wanted == ["config.json", "diffusion_pytorch_model.safetensors"]
 
 
 @pytest.fixture

@@ -1,0 +1,32 @@
+"""The table of consistency training: its rows are runs that can be built, its intervals are Student's."""
+
+import pytest
+
+from benchmarks import slct_table
+from lcm_jax.objectives import base
+from lcm_jax.objectives.base import get
+
+
+@pytest.mark.parametrize("row", slct_table.VARIANTS)
+def test_every_row_is_an_objective(row):
+    told = dict(slct_table.VARIANTS[row].objective)
+    steps = {} if row == slct_table.REFERENCE else {"steps": 70, "s1": 40}
+    assert isinstance(get(told.pop("name"), **told, **steps), base.Objective)
+
+
+def test_the_interval_of_three_seeds_is_students():
+    assert slct_table.spread([9.0]) == "9"
+    assert slct_table.spread([9.0, 10.0, 11.0]) == "10 [8, 12]"  # 4.303 / sqrt 3 = 2.48
+    assert slct_table.spread([0.9, 1.0, 1.1], 2) == "1.00 [0.75, 1.25]"
+
+
+def test_rows_and_picture(tmp_path):
+    one = lambda kid: {"kid": kid, "fd": 2 * kid, "fd - floor": kid, "precision": 0.5, "recall": 0.25}
+    rows = ["iCT", slct_table.REFERENCE]
+    runs = [{"row": "iCT", "seed": s, "scores": {"1": one(90.0 + s), "2": one(80.0)}} for s in (0, 1)]
+    runs.append({"row": slct_table.REFERENCE, "seed": 0, "scores": {"18": one(7.0)}})
+    controls = {"real": one(0.0), "blurred": one(70.0)}
+    lines = slct_table.table(runs, rows, controls).splitlines()
+    assert lines[4] == "| iCT | 1 | 90 [84, 97] | 181 [168, 194] | 90 [84, 97] | 0.25 [0.25, 0.25] |"
+    assert lines[-1] == "| EDM | 18 | 7 | 14 | 7 | 0.25 |" and len(lines) == 7
+    assert slct_table.draw(runs, rows, controls, tmp_path / "a.png").stat().st_size > 1000
