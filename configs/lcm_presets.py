@@ -4,8 +4,8 @@
     w              [2, 14]                      [5, 15], SDXL [3, 15]
     mu             0.999943                     0.95
     rate           8e-6                         1e-6
-    batch          72                           12, SDXL 24
-    updates        100,000 (768 px: 4,000)      1,000, SDXL 3,000
+    batch          72 (768 px: 16)              12, SDXL 24
+    updates        100,000                      1,000, SDXL 3,000
     lcf_sd         30,000 updates               1,000 updates
     distance       l2                           Huber, delta 1e-3
     times          any t >= 20                  the 50 times 20 i - 1
@@ -16,8 +16,9 @@ Adapters are of rank 64; their student is not told w and is its own target.
 The paper's batch divides over 8, 12, 24, 36 or 72 devices: a pod wants another, such as
 --config.data.batch_size=64 on 16 or 64 chips, 256 on 256; README's "From a laptop to a pod" says what fits where.
 
-w is LCM's, cond + w (cond - uncond): others' guidance scale is w + 1. Updates and the LoRA rate of the paper are from
-memory of its authors' releases, everything else as published. diffusers has no script for LCF: it is trained as LCD is.
+w is LCM's, cond + w (cond - uncond): others' guidance scale is w + 1. The LoRA rate of the paper is from memory of
+its authors' release, everything else as published; the 4,000 updates often quoted are those of the Dreamshaper model
+that its authors released. diffusers has no script for LCF: it is trained as LCD is.
 """
 
 from ml_collections import ConfigDict

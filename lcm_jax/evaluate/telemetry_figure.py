@@ -67,7 +67,7 @@ def tails(panel: Any, levels: Sequence[Mapping[str, Any]]) -> None:
     panel.legend(fontsize=8)
 
 
-def curves(panels: Sequence[Any], found: Mapping[str, Mapping[str, Any]] | None, title: str) -> None:
+def curves(panels: Any, found: Mapping[str, Mapping[str, Any]] | None, title: str) -> None:
     """Distances over residuals, and their derivatives beside them; nothing where there are none."""
     for panel, what, words in zip(panels, ("value", "slope"), (title, "derivative by the residual"), strict=True):
         if found is None:
