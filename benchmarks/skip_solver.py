@@ -4,25 +4,34 @@
 
 Every cell is the quick start's distillation of the same student for the same updates, with n drawn as Algorithm 1 does
 (any t >= k), and is sampled at one time list. Beside them stands the student as all of them start: the teacher's
-weights. Resumable: finished cells are kept, an interrupted one goes on where it stopped.
+weights. What few updates do shows best where chance is taken out of the comparison: one step of the student is held
+against what the teacher's 50 make of the same noise, which is what a perfect student draws.
+Resumable: finished cells are kept, an interrupted one goes on where it stopped.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import results, training
 from configs import quickstart
 from lcm_jax import run_folder
-from lcm_jax.assess import evaluation, evaluation_set, feature_networks
+from lcm_jax.assess import evaluation, evaluation_set, feature_networks, generation
 from lcm_jax.assess.evaluation_plan import Plan
-from lcm_jax.pipeline import Pipeline
+from lcm_jax.assess.evaluation_set import Captioned
+from lcm_jax.data.example import HELDOUT
+from lcm_jax.evaluate import report
+from lcm_jax.objectives.base import unconditional
+from lcm_jax.pipeline import Pipeline, image_keys
 
 SKIPS = (1, 5, 20, 50)
 SOLVERS = ("ddim", "dpm_solver", "dpm_solver_pp")
@@ -40,7 +49,15 @@ def main() -> None:
     parser.add_argument("--out", default="runs/skip_solver")
     args = parser.parse_args()
     cells = [cell(args, solver, skip) for skip in SKIPS for solver in SOLVERS]
-    start = score(args, before(args), Path(args.out) / "before")
+    student = before(args)
+    start = {"scores": score(args, student, Path(args.out) / "before")}
+    found, uncond = evaluation_set.open_folder(args.data, None, {}, student.spec)
+    asked = found[HELDOUT].take(evaluation_set.choose(found, (HELDOUT,), args.limit)[HELDOUT].chosen)
+    ends = latents(Pipeline.load(quickstart.get_config().model.teacher), "ddim", 50, args.w, asked, uncond)
+    for one in (start, *cells):
+        pipe = student if one is start else run_folder.pipeline(folder(args, one["solver"], one["skip"]))
+        away = latents(pipe, "lcm", 1, args.w, asked, uncond) - ends
+        one["rms"] = float(np.sqrt(np.mean(away**2)))
     text = table(cells, start, args.steps)
     path = results.save("skip_solver", {"protocol": vars(args), "start": start, "cells": cells, "table": text})
     print(text)
@@ -49,7 +66,7 @@ def main() -> None:
 
 def cell(args: argparse.Namespace, solver: str, skip: int) -> dict:
     """Trains and scores one combination."""
-    where = Path(args.out) / f"{solver}_{skip}"
+    where = folder(args, solver, skip)
     kept, asked = where / "scores.json", {**vars(args), "solver": solver, "skip": skip}
     if kept.exists() and (made := json.loads(kept.read_text()))["asked"] == asked:
         return made["cell"]
@@ -59,6 +76,11 @@ def cell(args: argparse.Namespace, solver: str, skip: int) -> dict:
     made = {"solver": solver, "skip": skip, "scores": score(args, run_folder.pipeline(where), where)}
     kept.write_text(json.dumps({"asked": asked, "cell": made}))
     return made
+
+
+def folder(args: argparse.Namespace, solver: str, skip: int) -> Path:
+    """The run of a cell."""
+    return Path(args.out) / f"{solver}_{skip}"
 
 
 def recipe(args: argparse.Namespace) -> ConfigDict:
@@ -90,29 +112,51 @@ def score(args: argparse.Namespace, student: Pipeline, where: Path) -> dict:
     return {str(e["steps"]): e["scores"] for e in scored["entries"] if e["who"] == "student"}
 
 
+def latents(
+    pipe: Pipeline, sampler: str, steps: int, w: float, asked: Captioned, uncond: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Latents of all captions from noise that is the same for every model and sampler."""
+    keys, setting = image_keys(asked.captions, 1, seed=0), pipe.setting(sampler, steps)
+    unit = jax.jit(jax.vmap(lambda key: jax.random.normal(key, pipe.spec.latent_shape)))
+
+    @jax.jit
+    def sample(params, told, keys):
+        every = jnp.full(len(keys), w)
+        return pipe.latents(setting, params, told, unconditional(told, uncond), every, unit(keys)[None])
+
+    found = []
+    for index, used in generation.batches(len(asked)):
+        told = {name: values[index] for name, values in asked.condition.items()}
+        found.append(np.asarray(sample(pipe.params["unet"], told, keys[index]))[:used])
+    return np.concatenate(found)
+
+
 def table(cells: list[dict], start: dict, steps: list[int]) -> str:
-    """Markdown: KID x 1000 of every cell and step count, mean and spread over the seeds of sampling."""
-    lines = ["| k | solver | " + " | ".join(f"{n} steps" for n in steps) + " |", "|---|---|" + "---|" * len(steps)]
-    for skip, solver, scores in [("", "before", start), *((c["skip"], c["solver"], c["scores"]) for c in cells)]:
-        kids = [scores[str(n)]["kid"] for n in steps]
-        cells_of_row = " | ".join(f"{1000 * kid['mean']:.0f} +- {1000 * kid['spread']:.0f}" for kid in kids)
-        lines.append(f"| {skip} | {solver} | {cells_of_row} |")
-    return "\n".join(lines)
+    """Markdown: RMS of one step to the teacher's 50, in latents; KID x 1000, its spread over the seeds of sampling."""
+    heads = ["k", "solver", "1 step to the teacher's 50, RMS", *(f"KID x 1000, {n} steps" for n in steps)]
+    rows = []
+    for one in ({"skip": "", "solver": "before", **start}, *cells):
+        kids = [one["scores"][str(n)]["kid"] for n in steps]
+        shown = [f"{1000 * kid['mean']:.0f} +- {1000 * kid['spread']:.0f}" for kid in kids]
+        rows.append([str(one["skip"]), one["solver"], f"{one['rms']:.4f}", *shown])
+    return "\n".join(report.table(heads, rows))
 
 
 def draw(cells: list[dict], start: dict, args: argparse.Namespace, path: Path) -> Path:
-    """KID against k, one line a solver, one panel a step count; dotted where all of them start."""
-    figure, axes = plt.subplots(1, len(args.steps), figsize=(4 * len(args.steps), 3.4), sharey=True, squeeze=False)
-    for axis, steps in zip(axes[0], args.steps, strict=True):
+    """Each score against k, one line a solver; dotted where all of them start."""
+    panels = {"RMS of 1 step to the teacher's 50": lambda one: one["rms"]}
+    for n in args.steps:
+        panels[f"KID-MobileNetV2 x 1000, {n} steps"] = lambda one, n=n: 1000 * one["scores"][str(n)]["kid"]["mean"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
+    for axis, (title, value) in zip(axes[0], panels.items(), strict=True):
         for solver in SOLVERS:
             line = [c for c in cells if c["solver"] == solver]
-            kids = [1000 * c["scores"][str(steps)]["kid"]["mean"] for c in line]
-            axis.plot([c["skip"] for c in line], kids, "o-", label=solver)
-        axis.axhline(1000 * start[str(steps)]["kid"]["mean"], color="grey", linestyle=":", label="before")
-        axis.set(xscale="log", xlabel="skipping step k", title=f"{steps} steps")
+            axis.plot([c["skip"] for c in line], [value(c) for c in line], "o-", label=solver)
+        axis.axhline(value(start), color="grey", linestyle=":", label="before")
+        axis.set(xscale="log", xlabel="skipping step k")
+        axis.set_title(title, fontsize=9)
         axis.set_xticks(SKIPS, [str(k) for k in SKIPS])
-    axes[0][0].set_ylabel("KID-MobileNetV2 x 1000, held-out")
-    axes[0][0].legend()
+    axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     return path
