@@ -11,7 +11,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the student;
 MODEL = flags.DEFINE_string("model", None, "Exported folder of the student.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params", "target"], "Which weights of a run.")
 EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
-STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; the newest if left out.")
+STEP = flags.DEFINE_string("step", None, "Step of a run's checkpoint, or best; the newest if left out.")
 TEACHER = flags.DEFINE_string("teacher", None, "Model the student was distilled from.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A row; repeat it. Held-out captions and free text if left out.")
 READER = flags.DEFINE_string("reader", "twemoji", "Reader whose held-out captions are the first rows.")
@@ -28,7 +28,7 @@ def main() -> None:
     from lcm_jax.assess import comparison
 
     weights, how = entry.weights(WEIGHTS, EMA, CHECKPOINT), opening.how()
-    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, weights, **how)
+    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, entry.step(STEP, CHECKPOINT), weights, **how)
     teacher = run_folder.pipeline(TEACHER.value, **how)
     prompts = PROMPT.value or comparison.default_prompts(READER.value)
     print(comparison.compare(student, teacher, prompts, OUT.value, W.value, TEACHER_W.value, SEED.value))

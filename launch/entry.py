@@ -111,6 +111,21 @@ def weights(weights: Any, ema: Any, checkpoint: Any) -> str:
     return f"ema/{ema.value}"
 
 
+def step(step: Any, checkpoint: Any) -> int | None:
+    """The training step that --step names: a number, or "best", by the metric that the run's config names."""
+    if step.value is None:
+        return None
+    if checkpoint.value is None:
+        stop("--step chooses among the checkpoints of --checkpoint; a model folder has none")
+    if step.value == "best":
+        from lcm_jax import run_folder
+
+        return run_folder.best_step(checkpoint.value)
+    if not step.value.isdecimal():
+        stop(f"--step takes the number of a step, or best, not {step.value!r}")
+    return int(step.value)
+
+
 def compiled() -> Path:
     """Where compiled functions are kept for the next run; JAX_COMPILATION_CACHE_DIR names another place, "" none."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcm_jax" / "compiled"

@@ -26,7 +26,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of the model to
 MODEL = flags.DEFINE_string("model", None, "Exported folder or shipped model to score.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params", "target"], "Which weights of a run.")
 EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
-STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; the newest if left out.")
+STEP = flags.DEFINE_string("step", None, "Step of a run's checkpoint, or best; the newest if left out.")
 TEACHER = flags.DEFINE_string("teacher", None, "Model the student was distilled from, scored beside it.")
 DATA = flags.DEFINE_string("data", None, "Latent folder: captions, splits and contexts.")
 READER = flags.DEFINE_string("reader", None, "Reader of the real images; if left out, the one --data was encoded with.")
@@ -64,7 +64,7 @@ def main() -> None:
     if SCORE.present and SEARCH.value is None:
         entry.stop("--search_score is what --search_sigmas N seeks the best of: give both")
     if not WATCH.value:
-        return score(STEP.value, Path(OUT.value))
+        return score(entry.step(STEP, CHECKPOINT), Path(OUT.value))
     if CHECKPOINT.value is None or STEP.value is not None:
         entry.stop("--watch is for a run as it goes: give --checkpoint, and no --step")
     from lcm_jax.assess import watching

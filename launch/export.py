@@ -24,7 +24,7 @@ FORMAT = flags.DEFINE_string("format", "flax", "flax, diffusers, single-file, lo
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32, float16 or bfloat16.")
 WEIGHTS = flags.DEFINE_string("weights", "ema", "ema (what the run's samples were drawn with), params or target.")
 EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
-STEP = flags.DEFINE_integer("step", None, "Training step; the newest by default.")
+STEP = flags.DEFINE_string("step", None, "Training step, or best; the newest by default.")
 W = flags.DEFINE_float("w", None, "Fix the guidance w of a student, for programs that cannot give it one.")
 MSGPACK = flags.DEFINE_bool("msgpack", True, "Write Flax msgpack beside safetensors.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier export in --out.")
@@ -49,7 +49,7 @@ def main() -> None:
         entry.stop(f"{CHECKPOINT.value} holds no run: give a --run folder of launch.train, or a model as --model")
     given = CHECKPOINT.value or MODEL.value
     weights = entry.weights(WEIGHTS, EMA, CHECKPOINT)
-    which = {"weights": weights, "step": STEP.value, "w": W.value, **opening.how()}
+    which = {"weights": weights, "step": entry.step(STEP, CHECKPOINT), "w": W.value, **opening.how()}
     how = {"overwrite": OVERWRITE.value, "msgpack": MSGPACK.value}
     out = exporting.export(given, OUT.value, FORMAT.value, DTYPE.value, **which, **how)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -54,7 +54,7 @@ SAMPLER = flags.DEFINE_string(
 )
 WEIGHTS = flags.DEFINE_string("weights", "ema", "ema, params or target of --checkpoint.")
 EMA = flags.DEFINE_string("ema", None, "Average of a run that keeps several, as 0.9999 or power0.1; else the first.")
-STEP = flags.DEFINE_integer("step", None, "Training step of --checkpoint; the newest by default.")
+STEP = flags.DEFINE_string("step", None, "Training step of --checkpoint, or best; the newest by default.")
 OUT = flags.DEFINE_string("out", "samples", "Folder for the pictures.")
 
 
@@ -103,7 +103,7 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
     if MODEL.value is not None:
         pipe = Pipeline.load(MODEL.value, DTYPE.value, **opening.how(), attention=ATTENTION.value)
     else:
-        pipe = run_folder.pipeline(CHECKPOINT.value, STEP.value, weights, attention=ATTENTION.value)
+        pipe = run_folder.pipeline(CHECKPOINT.value, entry.step(STEP, CHECKPOINT), weights, attention=ATTENTION.value)
     if LORA.value:
         from lcm_jax import adapting
 
@@ -141,7 +141,7 @@ def from_noise(weights: str) -> None:
         entry.stop(f"--sigmas takes numbers with commas between, not {','.join(SIGMAS.value)!r}")
     from lcm_jax import drawing, run_folder
 
-    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, STEP.value, weights)
+    pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, entry.step(STEP, CHECKPOINT), weights)
     chosen = {"steps": STEPS.value, "sigmas": sigmas, "label": LABEL.value, "seed": SEED.value, "batch": BATCH.value}
     grid, made = drawing.draw_from_noise(pipe, OUT.value, n=N.value, **chosen)
     print(f"{made['sampler']}, {made['steps']} steps ({made['evaluations']} network evaluations), seed {made['seed']}")

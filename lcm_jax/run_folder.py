@@ -218,6 +218,23 @@ def load(where: str | Path, step: int | None = None, weights: str = "ema") -> tu
     return spec, {trains: part, **{name: model.load(name) for name in others}}, step
 
 
+def best_step(where: str | Path) -> int:
+    """Step of the checkpoint that the run keeps as its best; ValueError for a run that was not told what is best."""
+    where = Path(located(where))
+    check_run(where)
+    told = json.loads((where / CONFIG).read_text())["checkpoint"]
+    if not told.get("best_metric"):
+        raise ValueError(f"{where} keeps no best checkpoint: train with config.checkpoint.best_metric=loss/mean, say")
+    keep = Checkpointer(checkpoints(where), read_only=True, **told)
+    try:
+        step = keep.best_step()
+    finally:
+        keep.close()
+    if step is None:
+        raise ValueError(f"no checkpoint of {where} has the metric {told['best_metric']!r}: choose another --step")
+    return step
+
+
 def adapters(where: str | Path, step: int | None = None, weights: str = "ema") -> tuple[ModelSpec, Params, int]:
     """A run's adapters as they were trained, with spec and step; ValueError for a run that trains none."""
     where = Path(located(where))

@@ -65,6 +65,7 @@ def road(data, first):
     teacher = go("diffusion", {"name": "diffusion"}, {"start": str(first.teacher)}, steps=3)
     model = {"teacher": str(teacher.exported), "w_width": tiny.W_WIDTH}
     often = {"log_steps": 1, "checkpoint_steps": 1, "sample_steps": 3}
-    student = go("lcd", lcd, model, steps=3, loop=often)
+    best = {"keep": 2, "best_metric": "loss/mean"}
+    student = go("lcd", lcd, model, steps=3, loop=often, checkpoint=best)
     tuned = go("lcf", {**lcd, "name": "lcf"}, {"start": str(student.exported)})
     return SimpleNamespace(teacher=teacher, lcd=student, lcf=tuned)

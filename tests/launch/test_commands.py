@@ -27,6 +27,7 @@ def command(*arguments):
         (("launch.sample", "--model=emoji-teacher"), "nothing to draw: give --prompt or a --prompts file"),
         (("launch.sample", "--model=m", "--step=3", "--prompt=a"), "--step, --weights and --ema choose among"),
         (("launch.sample", "--model=m", "--promt=a"), "promt"),
+        (("launch.export", "--checkpoint=.", "--out=o", "--step=last"), ". holds no run"),
         (("launch.sample", "--model=emoji-teacher", "--prompt=a", "--target_size=0"), "--target_size is WIDTHxHEIGHT"),
         (("launch.sample", "--checkpoint=c", "--weights=params", "--ema=0.9"), "--ema chooses among averages"),
         (("launch.export", "--model=m", "--out=o", "--ema=0.9"), "--step, --weights and --ema choose among"),

@@ -98,6 +98,15 @@ def test_a_run_gives_an_account_of_itself(road, tmp_path):
     assert life["step"] == 0 and life["processes"] == 1 and life["machine"]["versions"]["jax"] == jax.__version__
 
 
+def test_the_best_checkpoint_is_the_one_of_the_lowest_loss(road):
+    losses = {row["step"]: row["loss/mean"] for row in metrics.read(road.lcd.run / metrics.FILE) if "loss/mean" in row}
+    best = min(losses, key=losses.get)
+    assert len(losses) == 3 and run_folder.best_step(road.lcd.run) == best
+    assert run_folder.pipeline(road.lcd.run, best).origin["step"] == best
+    with pytest.raises(ValueError, match="keeps no best checkpoint: train with config.checkpoint.best_metric="):
+        run_folder.best_step(road.teacher.run)
+
+
 def test_what_counted_of_a_run_is_written_as_it_goes(road):
     rows = [row for row in metrics.read(road.lcd.run / metrics.FILE) if row.get("images/s")]
     shares = [row[name] for row in rows for name in ("data/wait_share", "device/wait_share", "host/share")]
@@ -124,7 +133,7 @@ def test_weights_and_steps_of_a_run_can_be_chosen(road):
     assert run_folder.load(road.lcd.run, step=2)[2] == 2
     with pytest.raises(RuntimeError, match="holds no 'target'"):
         run_folder.load(road.teacher.run, weights="target")
-    with pytest.raises(RuntimeError, match=r"no checkpoint of step 99 in .*it has \[2, 3\]"):
+    with pytest.raises(RuntimeError, match=r"no checkpoint of step 99 in .*it has \[1, 2, 3\]"):
         run_folder.load(road.lcd.run, step=99)
     with pytest.raises(ValueError, match="unknown weights 'best'; choose one of ema, params, target"):
         run_folder.load(road.lcd.run, weights="best")
