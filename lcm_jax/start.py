@@ -9,6 +9,7 @@ from typing import Any
 
 from lcm_jax.families import FAMILIES
 from lcm_jax.models import presets
+from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.models.lora import LoraConfig
 from lcm_jax.models.spec import ModelSpec
@@ -121,6 +122,8 @@ def opened(
             wanted, got = getattr(FAMILIES[family], what), getattr(found.spec, what, None)
             if what == "unet" and got is not None:
                 got = dataclasses.replace(got, w_width=wanted.w_width, dtype=wanted.dtype, remat=wanted.remat)
+            if what == "autoencoder" and isinstance(got, AutoencoderConfig):  # mended for float16, some need no more
+                got = dataclasses.replace(got, force_upcast=wanted.force_upcast)
             if got != wanted:
                 raise ValueError(
                     f"{source} is not of config.model.family {family!r}: {what} is {got}, there {wanted}; "

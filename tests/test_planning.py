@@ -90,7 +90,7 @@ def test_latent_consistency_is_planned_at_the_size_of_its_paper(name, updates):
 
 def test_latent_consistency_decays_weights_as_its_authors_do():
     cfg = sections.plain(slct_latent32.get_config())
-    assert cfg["optimizer"] == {"name": "radam", "rate": 1e-4, "weight_decay": 1e-4}
+    assert cfg["optimizer"] == {"name": "radam", "rate": 1e-4, "weight_decay": 1e-4, "accumulate": 1}
     with pytest.raises(ValueError, match="unknown data set 'celebs'; write slct_latent32.py:celeba or :church or :f"):
         slct_latent32.get_config("celebs")
 
