@@ -32,6 +32,16 @@ class _Unreadable(CheckpointError):
     pass
 
 
+class _Manager(ocp.CheckpointManager):
+    def metrics(self, step: int) -> Any:
+        """None, as without metrics, where their file is broken: one checkpoint's fault is not that of the others."""
+        try:
+            return super().metrics(step)
+        except ValueError as error:
+            log.warning("the metrics of checkpoint %d cannot be read (%s): it is not the best one", step, error)
+            return None
+
+
 class Restored(NamedTuple):
     """What a checkpoint held."""
 
@@ -90,7 +100,7 @@ class Checkpointer:
                 )
             )
         self._writing = Writing()
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder,
             handler_registry=ocp.handlers.create_default_handler_registry(
                 state=self._writing.handler, about=ocp.JsonCheckpointHandler()

@@ -286,6 +286,16 @@ def test_a_position_that_is_not_json_is_refused(tmp_path):
     checkpointer.close()
 
 
+def test_broken_metrics_of_one_checkpoint_cost_no_other(tmp_path, caplog):
+    save_all(tmp_path, [10, 20, 30], keep=2, best_metric="loss/mean")
+    (broken,) = (tmp_path / "20").rglob("metrics/metrics")
+    broken.write_text(broken.read_text()[:-4])
+    checkpointer = Checkpointer(tmp_path, keep=2, best_metric="loss/mean", read_only=True)
+    assert checkpointer.steps() == [20, 30] and checkpointer.best_step() == 30
+    checkpointer.close()
+    assert "the metrics of checkpoint 20 cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("wrong", [dict(keep=0), dict(best_mode="least")])
 def test_wrong_settings_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be"):
