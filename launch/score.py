@@ -44,8 +44,8 @@ def score() -> None:
     from lcm_jax import run_folder
     from lcm_jax.machine import machine
 
-    kind = captioned if run_folder.takes_captions(MODEL.value) else from_noise
-    kind({"machine": machine()})
+    told = run_folder.takes_captions(MODEL.value, **opening.how())
+    (captioned if told else from_noise)({"machine": machine()})
     if jax.process_index() == 0:
         print((Path(OUT.value) / "table.md").read_text())
 

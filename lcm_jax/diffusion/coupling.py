@@ -11,9 +11,9 @@ from optax.assignment import hungarian_algorithm
 
 from lcm_jax.typing import Latent, Metrics
 
-# Samples coupled exactly. On a CPU the auction took 22 times as long for 32 samples and 174 times for 128; it was not
-# timed beyond, nor the exact search (42 ms) beyond 512. On a GPU, which does the Hungarian algorithm's many small steps
-# one by one, the auction was the faster at 32, 128 and 512 (benchmarks/transport.py, benchmarks/results).
+# Samples coupled exactly. On a CPU the auction took 10 times as long for 128 samples, 48 for 512 and 59 for 1,024, where
+# the exact search takes 0.2 s. On a GPU, which does the Hungarian algorithm's many small steps one by one, the auction
+# was the faster at 32, 128 and 512 (benchmarks/transport.py, benchmarks/results).
 EXACT_ON_CPU, EXACT_ELSEWHERE = 2048, 16
 BIDS = 8  # between two looks at whether the auction is over
 

@@ -1,8 +1,9 @@
 """Distances whose scale follows the training step or the size of a sample."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import jax
 
 from lcm_jax.diffusion import distance
 from lcm_jax.diffusion.curriculum import Curriculum, Step
@@ -55,7 +56,8 @@ def scheduled(intervals: Curriculum, first: float | None, until: int) -> ScaleLa
     """
 
     def checked(start: float) -> float:
-        after = math.exp(-1.15 * math.log(until + 1) - 0.85)
+        with jax.ensure_compile_time_eval():  # a number, also while a step is traced
+            after = float(distance.scheduled_delta(until + 1, start, until))
         if start < after:
             raise ValueError(f"delta is {start:.3g} up to {until} intervals and {after:.3g} above: give at least that")
         return start

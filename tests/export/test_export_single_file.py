@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,7 @@ from lcm_jax.models.unet import UNetConfig
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.single_file import SingleFile, write
 
+ROOT = Path(__file__).parents[2]
 TOWER = dataclasses.replace(tiny_sd.TOWER, heads=1, layers=1, eos_token_id=2)
 VAE = AutoencoderConfig((32, 32), 1, force_upcast=True)  # as everyone takes it
 # Two channels a group: where each has its own, the norms take out what time and w add.
@@ -90,6 +95,18 @@ def test_a_file_of_sd2_that_does_not_say_what_it_predicts_is_asked_about(silent,
     assert start.opened(str(silent), {"kind": "v"}, False)[1].image_size == 768
     with pytest.raises(ValueError, match="is not of config.model.family 'sd21_768': unet is"):  # tiny, but of its kind
         start.opened(str(silent), {"family": "sd21_768"}, False)
+
+
+@pytest.mark.parametrize(
+    "command", [("launch.score", "--config=configs/evaluation_paper.py", "--real=r"), ("launch.evaluate", "--data=d")]
+)
+def test_commands_pass_on_what_a_file_predicts(silent, tmp_path, command):
+    asked = [sys.executable, "-m", *command, f"--model={silent}", f"--out={tmp_path / 'o'}"]
+    how = {"cwd": ROOT, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "capture_output": True, "text": True}
+    run = lambda *more: subprocess.run([*asked, *more], **how)
+    assert "does not say what its U-Net predicts" in run().stderr
+    told = run("--kind=v")  # comes as far as what else is missing
+    assert told.returncode == 1 and "predicts" not in told.stderr, told.stderr
 
 
 def test_adapters_of_a_file_that_does_not_say_what_it_predicts_are_merged(silent):

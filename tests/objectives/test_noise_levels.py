@@ -50,7 +50,7 @@ def test_scale_never_rises_over_the_stages():
 
 def test_first_scale_by_dimension():
     law, step = scheduled(STAGES, None, 10), jnp.asarray(0)
-    assert float(law(step, 4096)) == pytest.approx(0.03456)
+    assert float(law(step, 4096)) == float(jax.jit(lambda step: law(step, 4096))(step)) == pytest.approx(0.03456)
     assert float(law(step, 4 * 4096)) == pytest.approx(2 * 0.03456)
     with pytest.raises(ValueError, match=r"delta is 0.015 up to 10 intervals and 0.0271 above: give at least that"):
         law(step, 8 * 8 * 12)
