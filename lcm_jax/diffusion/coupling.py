@@ -11,7 +11,7 @@ from optax.assignment import hungarian_algorithm
 
 from lcm_jax.typing import Latent, Metrics
 
-# Samples coupled exactly. On a CPU the auction took 10 times as long for 128 samples, 48 for 512 and 59 for 1,024, where
+# Samples coupled exactly. On a CPU the auction took 10 times as long for 128 samples, 48 for 512, 59 for 1,024, where
 # the exact search takes 0.2 s. On a GPU, which does the Hungarian algorithm's many small steps one by one, the auction
 # was the faster at 32, 128 and 512 (benchmarks/transport.py, benchmarks/results).
 EXACT_ON_CPU, EXACT_ELSEWHERE = 2048, 16
