@@ -17,7 +17,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     c = lcm_presets.distillation("", "sd15", "data/mine", preset)
     c.model = dict(
         start="SimianLuo/LCM_Dreamshaper_v7", family="sd15", variant=placeholder(str), kind=placeholder(str),
-        w_width=256, dtype="bfloat16", remat="block", attention="auto",
+        empty_caption=placeholder(str), w_width=256, dtype="bfloat16", remat="block", attention="auto",
     )  # fmt: skip
     c.objective.name = "lcf"
     del c.objective.solver_name

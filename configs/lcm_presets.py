@@ -47,7 +47,8 @@ def distillation(teacher: str, family: str, data: str, preset: str) -> ConfigDic
     values = named(preset, family == "sdxl")
     c = _common(values, data)
     c.model = dict(
-        teacher=teacher, family=family, variant=placeholder(str), kind=placeholder(str), w_width=256,
+        teacher=teacher, family=family, variant=placeholder(str), kind=placeholder(str),
+        empty_caption=placeholder(str), w_width=256,
         dtype="bfloat16", teacher_dtype="bfloat16", remat="block", attention="auto",
     )  # fmt: skip
     low, high = values["w"]
@@ -65,6 +66,7 @@ def adapters(teacher: str, family: str, data: str, preset: str) -> ConfigDict:
     c = _common(values, data)
     c.model = dict(
         teacher=teacher, family=family, variant=placeholder(str), kind=placeholder(str),
+        empty_caption=placeholder(str),
         dtype="bfloat16", teacher_dtype="bfloat16", remat="block", attention="auto",
         lora=dict(rank=RANK, alpha=RANK, targets=placeholder(tuple)),  # None: what LCM-LoRA adapts
     )  # fmt: skip

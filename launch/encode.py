@@ -114,8 +114,9 @@ def encode(reader: str, options: dict[str, Any]) -> None:
 
 def changed() -> dict[str, Any]:
     """The settings of opening and storing that were given, by their names in lcm_jax.encoding."""
-    settings = SIZE, CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS, opening.VARIANT, opening.KIND
+    settings = SIZE, CROP, FLIP, SEED, SIZE_IDS, BROKEN, THREADS
     given = {flag.name: flag.value for flag in settings if flag.value != flag.default}
+    given |= {name: value for name, value in opening.how().items() if value is not None}
     return {**given, **({"states": False} if TEXT.value == "none" else {})}
 
 

@@ -116,7 +116,7 @@ def captioned(step: int | None, out: Path) -> None:
 
 
 CAPTIONED_ONLY = ("teacher", "tag", "quick", "sweep_w", "w", "samplers", "teacher_steps", "teacher_w", "splits",
-                  "resamples", "variant", "kind")  # fmt: skip
+                  "resamples", "variant", "kind", "empty_caption")  # fmt: skip
 
 
 def from_noise(step: int | None, out: Path) -> None:

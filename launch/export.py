@@ -39,8 +39,8 @@ def main() -> None:
         entry.stop("give either --checkpoint RUN or --model MODEL")
     if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):
         entry.stop("--step, --weights and --ema choose among the weights of --checkpoint; a --model has one set")
-    if CHECKPOINT.value is not None and (opening.VARIANT.present or opening.KIND.present):
-        entry.stop("--variant and --kind are for --model: a run knows what it is of")
+    if CHECKPOINT.value is not None and opening.given():
+        entry.stop("--variant, --kind and --empty_caption are for --model: a run knows what it is of")
     if VERIFY.value and FORMAT.value == "flax":
         entry.stop("--verify draws with diffusers in PyTorch, which reads no flax: give another --format")
     from lcm_jax import exporting, run_folder

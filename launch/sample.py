@@ -81,8 +81,8 @@ def main() -> None:
         entry.stop("nothing to draw: give --prompt or a --prompts file")
     if STRENGTH.present and IMAGE.value is None:
         entry.stop("--strength is for --image: how much of it is drawn anew")
-    if CHECKPOINT.value is not None and (DTYPE.present or opening.VARIANT.present or opening.KIND.present):
-        entry.stop("--variant, --dtype and --kind are for --model")
+    if CHECKPOINT.value is not None and (DTYPE.present or opening.given()):
+        entry.stop("--variant, --dtype, --kind and --empty_caption are for --model")
     with several.joined():
         from_prompts(prompts, W.value if GUIDANCE.value is None else GUIDANCE.value - 1, weights)
 
@@ -118,8 +118,8 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
 
 # What has no meaning without captions.
 TEXT_ONLY = (
-    "prompt", "prompts", "negative_prompt", "lora", "variant", "kind", "dtype", "w", "guidance", "size",
-    "original_size", "crop", "target_size", "image", "strength", "tile", "sampler", "attention",
+    "prompt", "prompts", "negative_prompt", "lora", "variant", "kind", "empty_caption", "dtype", "w", "guidance",
+    "size", "original_size", "crop", "target_size", "image", "strength", "tile", "sampler", "attention",
 )  # fmt: skip
 
 

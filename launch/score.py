@@ -67,7 +67,8 @@ def captioned(about: dict[str, Any]) -> None:
 
 def from_noise(about: dict[str, Any]) -> None:
     """Scores of a model of noise levels."""
-    if needless := [name for name in ("teacher", "dtype", "prompts", "variant", "kind") if flags.FLAGS[name].present]:
+    told = ("teacher", "dtype", "prompts", "variant", "kind", "empty_caption")
+    if needless := [name for name in told if flags.FLAGS[name].present]:
         entry.stop(f"this model draws from noise alone: leave --{needless[0]} out")
     from lcm_jax import run_folder
     from lcm_jax.assess import noise_protocol

@@ -118,8 +118,10 @@ class Clip:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Name, number of tokens, and a hash of each encoder's norms and biases, the same in whatever precision."""
-        return {"name": "clip", "length": self.spec.length, "towers": [self._hash(i) for i in range(len(self._nets))]}
+        """Name, number of tokens, a hash of each encoder's norms and biases, and whether the empty caption is zeros."""
+        towers = [self._hash(i) for i in range(len(self._nets))]  # the same in whatever precision
+        made = {"name": "clip", "length": self.spec.length, "towers": towers}
+        return made | ({"empty_caption": "zeros"} if self.spec.zero_empty else {})
 
     def _hash(self, i: int) -> str:
         tensors = self._leaves(i)

@@ -38,11 +38,13 @@ def encode(
     size: int | None = None,
     variant: str | None = None,
     kind: str | None = None,
+    empty_caption: str | None = None,
     **settings: Any,
 ) -> Manifest:
     """Encodes what `reader` finds with the autoencoder and the caption encoder of a model into `out`.
 
-    Pictures are cropped to `size` pixels a side, by default the model's own; `variant` and `kind` are open_model's.
+    Pictures are cropped to `size` pixels a side, by default the model's own; `variant`, `kind` and
+    `empty_caption` are open_model's.
     `tokens` stores token ids beside the caption's `states`, or instead of them, to be encoded while training;
     `shortened` takes that many shorter captions of each training picture in place of its own (data.shorten). Other
     settings are those of data.encode: crop, flip, seed, size_ids, broken, threads. Interrupted, it goes on where it
@@ -51,7 +53,7 @@ def encode(
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
-    found = open_model(model, variant, kind)
+    found = open_model(model, variant, kind, empty_caption)
     spec = found.spec
     size = pixels(found, size)
     examples = data.reader(reader, **options)
@@ -104,11 +106,13 @@ def check(
     out: str | Path | None = None,
     progress: bool = True,
     size: int | None = None,
-    variant: str | None = None,
-    kind: str | None = None,
+    **how: str | None,
 ) -> list[Problem]:
-    """What is wrong with the pictures at the model's size or `size`, and with the latents of `out` if there are any."""
-    size = pixels(open_model(model, variant, kind), size)
+    """What is wrong with the pictures at a size (the model's), and with the latents of `out` if there are any.
+
+    `how` is open_model's.
+    """
+    size = pixels(open_model(model, **how), size)
     problems = find_problems(data.reader(reader, **options), size, progress=progress)
     if out is not None and (Path(out) / manifest.FILE).exists():
         problems += find_problems(Path(out), progress=progress)

@@ -40,16 +40,15 @@ def export(
     *,
     weights: str = "ema",
     step: int | None = None,
-    variant: str | None = None,
-    kind: str | None = None,
     w: float | None = None,
     overwrite: bool = False,
     msgpack: bool = True,
+    **how: str | None,
 ) -> Path:
     """Writes a run, or a model of any source (source.open_model), as a folder in a format; returns the folder.
 
-    `weights` and `step` choose among a run's, `variant` and `kind` are open_model's. `w` fixes the guidance of a
-    consistency model that takes it as an input, for programs that have none to give (`fixed`).
+    `weights` and `step` choose among a run's, `how` is open_model's (variant, kind, empty_caption). `w`
+    fixes the guidance of a consistency model that takes it as an input, for programs that have none to give (`fixed`).
     Raises ValueError for an unknown format or dtype and for what a format cannot hold, FileExistsError for a folder
     that is there (`overwrite` replaces an earlier export, nothing else), OSError for a full disk.
     """
@@ -63,7 +62,7 @@ def export(
         return _export_lora(given, out, NAMINGS[format], dtype, weights, step, overwrite)
     if format == "flax" and is_run and w is None:
         return run_folder.export(given, out, dtype, weights, step, overwrite, msgpack)
-    model = leaving(given, dtype, weights=weights, step=step, variant=variant, kind=kind, w=w)
+    model = leaving(given, dtype, weights=weights, step=step, w=w, **how)
     if format != "flax" and isinstance(model.spec, EDMSpec):
         raise ValueError(f"{given} is a network of noise levels, which {format} has no place for: take --format flax")
     about = model.spec.to_json(), model.networks
@@ -80,20 +79,17 @@ def leaving(
     *,
     weights: str = "ema",
     step: int | None = None,
-    variant: str | None = None,
-    kind: str | None = None,
     w: float | None = None,
+    **how: str | None,
 ) -> Leaving:
     """What `export` writes; its arguments."""
-    model = of_run(given, weights, step) if run_folder.is_run(given) else of_model(given, dtype, variant, kind)
+    model = of_run(given, weights, step) if run_folder.is_run(given) else of_model(given, dtype, **how)
     return model if w is None else fixed(model, w)
 
 
-def of_model(
-    given: str | os.PathLike, dtype: str = "float32", variant: str | None = None, kind: str | None = None
-) -> Leaving:
-    """The model of a source; each network comes as arrays of `dtype` on the host."""
-    model = source.open_model(given, variant, kind)
+def of_model(given: str | os.PathLike, dtype: str = "float32", **how: str | None) -> Leaving:
+    """The model of a source; each network comes as arrays of `dtype` on the host. `how` is open_model's."""
+    model = source.open_model(given, **how)
     names = [*source.image_networks(model.spec), *source.text_networks(model.spec)]
 
     def load(name: str) -> Params:

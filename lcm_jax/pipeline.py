@@ -109,20 +109,22 @@ class Pipeline:
         variant: str | None = None,
         kind: str | None = None,
         attention: str = "auto",
+        empty_caption: str | None = None,
     ) -> "Pipeline":
         """The model of a folder (launch.export's or diffusers'), a file, a hub name or a shipped one ("emoji-teacher").
 
         `dtype` is what the U-Net is kept and computed in ("bfloat16" on accelerators; by default kept in float32 and
         computed as it was trained); `variant` ("fp16") chooses among a diffusers folder's files, `kind` ("v") is
-        what a single file predicts, `attention` the kernel (models.attention.KERNELS). Raises FileNotFoundError or
+        what a single file predicts, `attention` the kernel (models.attention.KERNELS), `empty_caption` ("zeros" or
+        "encoded") what a model with CLIP takes for it, instead of what it says itself. Raises FileNotFoundError or
         ValueError saying what is wrong.
         """
-        model = open_model(source, variant, kind)
+        model = open_model(source, variant, kind, empty_caption)
         if not isinstance(model.spec, ModelSpec):
             raise ValueError(f"{source} is a network of noise levels: open it with lcm_jax.edm_pipeline.EDMPipeline")
         spec = model.spec if dtype is None else model.spec.computing_in(dtype)
         kept = {"unet": dtype or "float32", "autoencoder": "float32"}
-        given = {"dtype": dtype, "variant": variant, "kind": kind}
+        given = {"dtype": dtype, "variant": variant, "kind": kind, "empty_caption": empty_caption}
         origin = {"model": str(source), **model.trained, **{k: v for k, v in given.items() if v is not None}}
         pipe = cls(spec, {}, origin, model.captions, attention=attention)  # refuses before weights are read
         pipe.params = {name: model.load(name, in_dtype(kept[name])) for name in image_networks(spec)}

@@ -356,10 +356,10 @@ def keep_sigmas(where: str | Path, sigmas: Sequence[Sequence[float]], sought: Ma
     folder.write_text(Path(where) / folder.DESCRIPTION, json.dumps(kept.to_json(), indent=2) + "\n")
 
 
-def takes_captions(source: str | Path, variant: str | None = None, kind: str | None = None) -> bool:
-    """Whether a run, or a model of any source, draws by captions; no weights are read."""
+def takes_captions(source: str | Path, **how: str | None) -> bool:
+    """Whether a run, or a model of any source, draws by captions; no weights are read. `how` is open_model's."""
     source = located(source)
-    model = FlaxFolder(Path(source)) if is_run(source) else open_model(source, variant, kind)
+    model = FlaxFolder(Path(source)) if is_run(source) else open_model(source, **how)
     return not isinstance(model.spec, EDMSpec)
 
 
@@ -374,15 +374,14 @@ def pipeline(
     step: int | None = None,
     weights: str = "ema",
     dtype: str | None = None,
-    variant: str | None = None,
-    kind: str | None = None,
     attention: str = "auto",
+    **how: str | None,
 ) -> Pipeline | EDMPipeline:
-    """The pipeline of a run, or of any model (source.open_model); `dtype` to `attention` are Pipeline.load's."""
+    """The pipeline of a run, or of any model (source.open_model); `dtype` and what follows are Pipeline.load's."""
     given, source = source, located(source)
     if not is_run(source):
-        told = takes_captions(source, variant, kind)
-        return Pipeline.load(source, dtype, variant, kind, attention) if told else EDMPipeline.load(source)
+        told = takes_captions(source, **how)
+        return Pipeline.load(source, dtype, attention=attention, **how) if told else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)
     origin = {"model": str(given), "step": step, "weights": chosen(source, weights)}
     if isinstance(spec, EDMSpec):

@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -194,19 +195,39 @@ class SingleFileModel(Model):
         return fill(self.spec, name, self.tensors(name), place or on_device)
 
 
-def open_model(source: str | os.PathLike, variant: str | None = None, kind: str | None = None) -> Model:
+def open_model(
+    source: str | os.PathLike,
+    variant: str | None = None,
+    kind: str | None = None,
+    empty_caption: str | None = None,
+) -> Model:
     """The model of a path, a URL, the name of a shipped one ("emoji-teacher"), or a name on the Hugging Face hub.
 
     `variant` ("fp16") chooses among the files of a diffusers folder; `kind` ("eps" or "v") is what a single file's
-    U-Net predicts, which most do not say: without it SD 2.x is refused, others are taken for eps. Raises
-    FileNotFoundError or ValueError saying what is wrong with it and what can be given.
+    U-Net predicts, which most do not say: without it SD 2.x is refused, others are taken for eps. `empty_caption`
+    ("zeros" or "encoded") is what a model with CLIP takes for the empty caption, in the place of what it says itself.
+    Raises FileNotFoundError or ValueError saying what is wrong with it and what can be given.
     """
     found = _open(source, variant, kind)
     if kind is not None and isinstance(found.spec, EDMSpec):
         raise ValueError(f"kind {kind!r} was asked for, but {source} holds a network of noise levels: leave it out")
     if kind is not None and found.spec.kind != kind:
         raise ValueError(f"kind {kind!r} was asked for, but {source} says that it predicts {found.spec.kind!r}")
+    if empty_caption is not None:
+        found.spec = with_empty_caption(found.spec, empty_caption, source)
     return found
+
+
+EMPTY_CAPTIONS = ("zeros", "encoded")
+
+
+def with_empty_caption(spec: Spec, wanted: str, source: str | os.PathLike) -> ModelSpec:
+    """The spec with another unconditional condition; ValueError for an unknown one and for models without CLIP."""
+    if wanted not in EMPTY_CAPTIONS:
+        raise ValueError(f"empty_caption is {wanted!r}; choose one of {', '.join(EMPTY_CAPTIONS)}")
+    if not isinstance(spec, ModelSpec) or not spec.text.towers:
+        raise ValueError(f"empty_caption {wanted!r} was given, but {source} reads no captions by CLIP: leave it out")
+    return replace(spec, text=replace(spec.text, zero_empty=wanted == "zeros"))
 
 
 def _open(source: str | os.PathLike, variant: str | None, kind: str | None) -> Model:

@@ -20,8 +20,8 @@ from lcm_jax.source import Model, Spec, open_model
 
 log = logging.getLogger(__name__)
 MODEL_KEYS = (
-    "start", "teacher", "family", "variant", "unet", "kind", "path", "w_width", "dtype", "remat", "teacher_dtype",
-    "attention", "lora", "about",
+    "start", "teacher", "family", "variant", "empty_caption", "unet", "kind", "path", "w_width", "dtype", "remat",
+    "teacher_dtype", "attention", "lora", "about",
 )  # fmt: skip
 
 
@@ -111,7 +111,8 @@ def opened(
     try:
         said = model.get("kind") or (None if family is None else FAMILIES[family].kind)
         # Folders say so themselves.
-        found = open_model(source, model.get("variant"), said if Path(source).is_file() else None)
+        how = {"variant": model.get("variant"), "empty_caption": model.get("empty_caption")}
+        found = open_model(source, kind=said if Path(source).is_file() else None, **how)
     except FileNotFoundError:
         if not planning or family is None:
             raise

@@ -44,24 +44,27 @@ def synthesize(
     progress: bool = True,
     variant: str | None = None,
     kind: str | None = None,
+    empty_caption: str | None = None,
 ) -> Manifest:
     """Draws n pictures of each caption with a diffusion model and stores their latents in `out`, all for training.
 
     The latents are those the solver ends in, never decoded; `w` is LCM's guidance, by default the model's own. A
     student that learns from them meets what its teacher makes of captions no picture has (InstaFlow, arXiv 2309.06380,
-    learns from such alone). `tokens`, `states`, `size`, `variant`, `kind` and what an interruption or several processes
-    mean are those of `encoding.encode`. Raises ValueError or FileNotFoundError naming the file or the setting at fault.
+    learns from such alone). `tokens`, `states`, `size`, `variant`, `kind`, `empty_caption` and what an interruption or
+    several processes mean are those of `encoding.encode`. Raises ValueError or FileNotFoundError naming the file or
+    the setting at fault.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
-    found, pipe = open_model(model, variant, kind), Pipeline.load(model, dtype, variant, kind)
+    how = {"variant": variant, "kind": kind, "empty_caption": empty_caption}
+    found, pipe = open_model(model, **how), Pipeline.load(model, dtype, **how)
     if pipe.spec.role == "consistency":
         raise ValueError(f"{model} is a consistency model: have the pictures drawn by its teacher, a diffusion model")
     side = pixels(found, size)
     setting = pipe.setting(sampler, steps, (side, side))
     w = pipe.default_w if w is None else w
     pipe.check_guidance(w)
-    how = {"sampler": sampler, "steps": steps, "w": w, "seed": seed}
+    drawn = {"sampler": sampler, "steps": steps, "w": w, "seed": seed}
     return latents.encode(
         prompts.to_draw(captions, n),
         None,
@@ -71,14 +74,14 @@ def synthesize(
         batch_size,
         shard_size,
         identity={"autoencoder": found.fingerprint("autoencoder"), "text": pipe.captions.identity},
-        dataset={"drawn_by": str(model), "attribution": "; ".join(pipe.spec.about.get("attribution", ())), **how},
+        dataset={"drawn_by": str(model), "attribution": "; ".join(pipe.spec.about.get("attribution", ())), **drawn},
         tokenize=pipe.captions.tokens if tokens or not states else None,
         overwrite=overwrite,
         progress=progress,
         size_ids=bool(pipe.spec.pooled_width),
         processes=sharing(),
         draw=drawer(pipe, setting, w, seed, batch_size, states),
-        drawn={"unet": found.fingerprint("unet"), "dtype": dtype, **how},
+        drawn={"unet": found.fingerprint("unet"), "dtype": dtype, **drawn},
     )
 
 

@@ -23,7 +23,7 @@ def command(*arguments):
         (("--model=m", "--checkpoint=c", "--out=o"), "give either --checkpoint RUN or --model MODEL"),
         (("--out=o",), "give either --checkpoint RUN or --model MODEL"),
         (("--model=m", "--step=3", "--out=o"), "--step, --weights and --ema choose among the weights of --checkpoint"),
-        (("--checkpoint=c", "--variant=fp16", "--out=o"), "--variant and --kind are for --model"),
+        (("--checkpoint=c", "--variant=fp16", "--out=o"), "--variant, --kind and --empty_caption are for --model"),
         (("--model=m", "--verify", "--out=o"), "--verify draws with diffusers in PyTorch, which reads no flax: give"),
     ],
 )

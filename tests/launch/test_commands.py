@@ -39,7 +39,7 @@ def command(*arguments):
         (("launch.synthesize", "--prompts=p"), "give --out, the folder of the latent data set"),
         (("launch.synthesize", "--prompts=p", "--out=o", "--w=1", "--guidance=2"), "--w and --guidance exclude each"),
         (("launch.export", "--out=o"), "checkpoint"),
-        (("launch.export", "--checkpoint=c", "--out=o", "--kind=v"), "--variant and --kind are for --model"),
+        (("launch.export", "--checkpoint=c", "--out=o", "--kind=v"), "and --empty_caption are for --model"),
         (
             ("launch.train", "--config=configs/lora_sdxl.py:paper", "--run=r", "--config.model.teacher=./nowhere",
              "--config.optimizer.accumulate=4", "--config.model.lora.targets=('/attn1/',)"),

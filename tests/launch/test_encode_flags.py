@@ -59,11 +59,12 @@ def test_every_flag_of_storing():
     (args, named), said = noted(
         "--reader=webdataset", "--folder=f", "--options=tag=t", "--out=o", "--model=m", "--text=none", "--size_ids",
         "--crop=random", "--flip=0.5", "--seed=7", "--broken=skip", "--threads=16", "--size=64", "--variant=fp16",
-        "--kind=v", skipped=2, classes=("cat", "dog"),
+        "--kind=v", "--empty_caption=zeros", skipped=2, classes=("cat", "dog"),
     )  # fmt: skip
     assert args == ["m", "webdataset", {"tag": "t", "folder": "f"}, "o", 32, 1024, True, False]
     assert named == {"shortened": 0, "states": False, "crop": "random", "flip": 0.5, "seed": 7, "size_ids": True,
-                     "broken": "skip", "threads": 16, "size": 64, "variant": "fp16", "kind": "v"}  # fmt: skip
+                     "broken": "skip", "threads": 16, "size": 64, "variant": "fp16", "kind": "v",
+                     "empty_caption": "zeros"}  # fmt: skip
     assert said[1:] == ["2 classes: cat, dog", "2 pictures were left out; o/skipped.jsonl says which and why"]
 
 

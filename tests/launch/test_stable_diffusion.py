@@ -198,6 +198,36 @@ def test_the_empty_caption_of_sdxl_is_zeros(teacher, sd):
         assert all(np.asarray(value).any() != zeros for value in pipe.uncond.values())
 
 
+def test_the_other_empty_caption_by_choice(teacher, data, pictures, student):
+    """From the latents over the run to what it draws and leaves behind; the model's own stays as it was."""
+    choice = {"empty_caption": "encoded"}
+    pipe, own = Pipeline.load(teacher, **choice), Pipeline.load(teacher)
+    assert all(np.asarray(value).any() for value in pipe.uncond.values())
+    assert not all(np.asarray(value).any() for value in own.uncond.values())
+    draw = lambda pipe, prompt: pipe(prompt, steps=2, w=3.0, sampler="ddim")
+    assert (draw(pipe, "a red disc") != draw(own, "a red disc")).any()  # guidance starts elsewhere
+
+    model = {"teacher": str(teacher), "w_width": 8, **choice}
+    with pytest.raises(ValueError, match="encoded with .*'empty_caption': 'zeros'.*: encode the data set again"):
+        build.run(tiny.config(LCD, model, data))
+    stored = encoded(teacher, pictures, "latents_encoded", **choice)
+    tokens = encoded(teacher, pictures, "tokens_encoded", tokens=True, states=False, **choice)
+    where, _, _ = trained(teacher.parent / "lcd_encoded", LCD, model, stored)
+    fresh, _, _ = trained(teacher.parent / "fresh_encoded", LCD, model, tokens)
+    np.testing.assert_allclose(first_loss(where), first_loss(fresh), rtol=1e-3)
+    assert not np.isclose(first_loss(where), first_loss(student[0]), rtol=1e-3)
+    assert not run_folder.pipeline(where).spec.text.zero_empty
+    out = exporting.export(teacher, teacher.parent / "exported_encoded", "diffusers", **choice)
+    assert not open_model(out).spec.text.zero_empty and open_model(out, **choice).spec == open_model(out).spec
+
+
+def test_an_empty_caption_there_is_none_of_is_refused(sd, pictures, tmp_path):
+    with pytest.raises(ValueError, match="empty_caption is 'nought'; choose one of zeros, encoded"):
+        open_model(sd, empty_caption="nought")
+    with pytest.raises(ValueError, match="emoji-teacher reads no captions by CLIP: leave it out"):
+        open_model("emoji-teacher", empty_caption="zeros")
+
+
 def test_latents_of_another_text_encoder_are_refused(teacher, data, tmp_path):
     spec = open_model(teacher).spec
     other = tiny_sd.model_folder(tmp_path / "other", ModelSpec.from_json(spec.to_json()), seed=9)
