@@ -1,6 +1,6 @@
 """Share of the time that counted, of a run of two processes that is killed again and again.
 
-    python -m benchmarks.goodput --data data/emoji [--minutes 30 --kills 5 --save_seconds 60]
+    python -m benchmarks.goodput --data data/emoji --step_seconds 0.6 [--minutes 30 --kills 5 --save_seconds 60]
 
 launch.local_cluster runs launch.train; at moments drawn from the seed one of its processes gets SIGKILL, all of them
 end, and the same command is given again. What counts are steps whose outcome the run still has at the end

@@ -1,6 +1,6 @@
 """The LCD training step and 4-step sampling of lcm_jax beside PyTorch's (diffusers' networks) on this machine.
 
-    python -m benchmarks.peer_step [--preset small|sd15] [--batch 8] [--size 32] [--rounds 9] [--variants ...]
+    python -m benchmarks.peer_step [--preset small|wide|sd15] [--batch 8] [--size 32] [--rounds 9] [--variants ...]
 
 Both sides have the same weights and, in a first check, the same draws, and must come to the same loss, gradient
 norm and images. Then they take turns, a step each, every side in its own process, idle while it waits; so whatever

@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """9.2 M parameters."""
+    """9.3 M parameters."""
     c = ConfigDict()
     c.seed = 0
     c.steps = 3600

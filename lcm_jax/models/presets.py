@@ -9,7 +9,7 @@ from lcm_jax.models.dit import DiTConfig
 from lcm_jax.models.unet import UNetConfig
 
 UNETS = {
-    # 9.2 M: 64 px emoji on a laptop; 8 x 8 x 12 latents, MiniLM captions.
+    # 9.3 M: 64 px emoji on a laptop; 8 x 8 x 12 latents, MiniLM captions.
     "emoji": UNetConfig(
         channels=(96, 192),
         attention=(False, True),
@@ -63,7 +63,7 @@ ADMS = {
 }
 
 DITS = {
-    # 5.3 M: the emoji's 8 x 8 x 12 latents, every one a token.
+    # 5.5 M: the emoji's 8 x 8 x 12 latents, every one a token.
     "dit_emoji": DiTConfig(side=8, in_channels=12, patch=1, width=192, depth=8, heads=6),
     # For tests.
     "dit_tiny": DiTConfig(side=4, in_channels=4, patch=2, width=16, depth=2, heads=2),
