@@ -28,6 +28,7 @@ EFFORT = flags.DEFINE_float(
     "rule; by default 0 (what runs compile with) for the step, -1 for its parts.", -1.0, 1.0,
 )  # fmt: skip
 JSON = flags.DEFINE_string("json", None, "File for the numbers, with versions and date.")
+TENSORS = flags.DEFINE_bool("tensors", False, "List every trained tensor: shape, dtype, size, how it is split.")
 flags.mark_flag_as_required("config")
 flags.mark_flag_as_required("topology")
 
@@ -42,6 +43,8 @@ def main() -> None:
     on = plan_report.named(TOPOLOGY.value, CONFIG.value)
     entry.simulate(on.count)
     found = plan_report.forecast(CONFIG.value, on, COMPILE.value, entry.compiled().parent / "plans", EFFORT.value)
+    if TENSORS.value:
+        print(found.plan.tensors(), end="\n\n")
     print("\n".join(found.lines()))
     if JSON.value is not None:
         Path(JSON.value).write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.parameter_overview import get_parameter_overview
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lcm_jax import assembly, build_captioned, build_edm, sections
@@ -75,6 +76,10 @@ class Plan:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
         return step.lower(self.state, self.frozen, self.batch, self.key)
+
+    def tensors(self) -> str:
+        """A table of what is trained: name, shape, dtype, size and the mesh axes that split each dim."""
+        return get_parameter_overview(self.state.params, include_stats="sharding")
 
     def held_under(self, rule_set: dict[str, str]) -> int:
         """Bytes that would stay on each device under other sharding rules."""
