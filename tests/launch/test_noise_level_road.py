@@ -115,6 +115,19 @@ def test_what_the_step_sees_has_the_spread_of_sigma_data(made):
     np.testing.assert_allclose(again, batch["mean"], atol=1e-4)
 
 
+def test_a_model_is_drawn_from_the_noise_that_it_was_trained_at(made):
+    def spec(config, **objective):
+        return build_edm.edm_parts({**config, "objective": {**config["objective"], **objective}})[1].spec
+
+    for run in (made.ct, made.slct, made.cd):
+        told = spec(run.config, sigma_min=0.01, sigma_max=40.0, rho=5.0)
+        assert (told.sigma_min, told.sigma_max, told.rho) == (0.01, 40.0, 5.0)
+        level = (40 ** (1 / 5) + 420 / 640 * (0.01 ** (1 / 5) - 40 ** (1 / 5))) ** 5
+        assert told.sigmas[0] == (40.0,) and told.sigmas[1] == (40.0, pytest.approx(level, rel=1e-3))
+        assert spec(run.config).sigmas == ((80.0,), (80.0, 0.5286))
+    assert spec(made.edm.config).sigma_max == spec(made.ect.config).sigma_max == 80  # their times lie on no grid
+
+
 @pytest.mark.parametrize("name, steps", [("edm", 3), ("slct", 2)])
 def test_a_run_and_its_export_draw_the_same(made, name, steps, tmp_path):
     run = getattr(made, name)
