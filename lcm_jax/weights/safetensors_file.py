@@ -47,6 +47,11 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read: this one."""
+        return [self.path]
+
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of one array, without reading it."""
         return tuple(self._file.get_slice(key).get_shape())
