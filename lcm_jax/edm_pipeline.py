@@ -158,12 +158,13 @@ class EDMPipeline:
     def times(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> np.ndarray:
         """The falling noise levels of a sample; ValueError if there cannot be as many."""
         spec = self.spec
+        if steps is None and sigmas is None:
+            steps = self.default_steps
         if self.name == HEUN:
             if sigmas is not None:
                 raise ValueError("noise levels are chosen for a consistency model; a denoiser takes steps")
-            return reference.edm_times(steps or self.default_steps, Karras(spec.sigma_min, spec.sigma_max, spec.rho))
+            return reference.edm_times(steps, Karras(spec.sigma_min, spec.sigma_max, spec.rho))
         if sigmas is None:
-            steps = self.default_steps if steps is None else steps
             if not 1 <= steps <= len(spec.sigmas):
                 raise ValueError(
                     f"this model has noise levels for 1 to {len(spec.sigmas)} steps, not {steps}: give them as sigmas"

@@ -93,12 +93,12 @@ def test_statistics_are_those_of_the_data_and_travel_with_the_weights(made, late
         kept = tiny.tree(run.exported, "statistics")
         np.testing.assert_array_equal(kept["mean"], mean)
         np.testing.assert_array_equal(kept["std"], std)
-    channel_mean, channel_std = manifest.statistics(latents32, "channel")
+    channel_mean, channel_std = manifest.statistics([latents32], "channel")
     assert channel_mean.shape == mean.shape and np.ptp(channel_mean, axis=(0, 1)).max() == 0
     np.testing.assert_allclose(channel_mean[0, 0], mean.mean((0, 1)), atol=1e-4)
     assert (channel_std > 0).all()
     with pytest.raises(ValueError, match="data.statistics is 'pixel'; choose 'element' or 'channel'"):
-        manifest.statistics(latents32, "pixel")
+        manifest.statistics([latents32], "pixel")
 
 
 def test_what_the_step_sees_has_the_spread_of_sigma_data(made):
@@ -164,8 +164,11 @@ def test_noise_levels_can_be_chosen_and_are_checked(made):
     ):
         with pytest.raises(ValueError, match=message):
             pipe(**call)
+    denoiser = EDMPipeline.load(made.edm.exported)
     with pytest.raises(ValueError, match="a denoiser takes steps"):
-        EDMPipeline.load(made.edm.exported)(1, sigmas=(80.0,))
+        denoiser(1, sigmas=(80.0,))
+    with pytest.raises(ValueError, match="takes at least 2 steps, got 0"):
+        denoiser(1, steps=0)
 
 
 def test_the_command_draws_and_says_what_has_no_meaning(made, tmp_path):
