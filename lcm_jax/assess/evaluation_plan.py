@@ -50,6 +50,13 @@ QUICK = Plan(
 )  # fmt: skip
 
 
+def quick(model: Pipeline) -> Plan:
+    """QUICK, of a consistency model that was not trained at its w at the model's usual one."""
+    g = model.spec.guidance
+    trained = model.spec.role == "diffusion" or (g is not None and g.w_min <= QUICK.w[0] <= g.w_max)
+    return QUICK if trained else dataclasses.replace(QUICK, w=(model.default_w,))
+
+
 def settings(plan: Plan, student: Pipeline | None, teacher: Pipeline | None) -> list[Setting]:
     """Every setting in the order of its worth, the cheap ones of a split first.
 
