@@ -116,7 +116,7 @@ def latents(
     pipe: Pipeline, sampler: str, steps: int, w: float, asked: Captioned, uncond: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Latents of all captions from noise that is the same for every model and sampler."""
-    keys, setting = image_keys(asked.captions, 1, seed=0), pipe.setting(sampler, steps)
+    keys, setting = image_keys(asked.captions, 1, seed=0), pipe.setting(sampler, steps, w=w)
     unit = jax.jit(jax.vmap(lambda key: jax.random.normal(key, pipe.spec.latent_shape)))
 
     @jax.jit

@@ -93,7 +93,7 @@ def draw(leaving: exporting.Leaving, dtype: str, prompts: Sequence[str], noise: 
     weights = lambda name: jax.tree.map(partial(rounded, dtype), leaving.networks[name])
     told, empty = conditions(leaving, weights, [list(prompts), [""] * len(prompts)])
     pipe = Pipeline(spec, {})
-    drawn = pipe.setting(pipe.default_sampler, how.steps)
+    drawn = pipe.setting(pipe.default_sampler, how.steps, w=how.w)
     w = jnp.full(len(prompts), how.w, jnp.float32)
     latents = jax.jit(partial(pipe.latents, drawn))
     z = latents(weights("unet"), pipe.sized(told, drawn), pipe.sized(empty, drawn), w, jnp.asarray(noise))

@@ -45,7 +45,7 @@ def compare(
     about = {
         "prompts": list(prompts),
         "columns": [{"who": who, "steps": n, "w": w, "guidance": w + 1} for _, who, n, w in columns],
-        "evaluations": [pipe.nfe(pipe.default_sampler, n) for pipe, _, n, _ in columns],
+        "evaluations": [pipe.nfe(pipe.setting(steps=n, w=own_w)) for pipe, _, n, own_w in columns],
         "seed": seed,
         "student": student.origin,
         "teacher": teacher.origin,

@@ -122,12 +122,13 @@ def evaluate(
 
     pending = [s for s in wanted if identify(asdict(s)) not in kept]
     models = {"student": student, "teacher": teacher}
-    total = sum(models[s.who].nfe(s.sampler, s.steps) * len(judges[s.split].asked) * len(plan.seeds) for s in pending)
+    evaluations = lambda s: models[s.who].nfe(models[s.who].setting(s.sampler, s.steps, w=s.w))
+    total = sum(evaluations(s) * len(judges[s.split].asked) * len(plan.seeds) for s in pending)
     with tqdm(total=total, unit="evaluation", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:
         for setting in pending:
             bar.set_description(f"{setting.who} {setting.sampler} {setting.steps}, w {setting.w:g}, {setting.split}")
             pipe, judge = models[setting.who], judges[setting.split]
-            nfe = pipe.nfe(setting.sampler, setting.steps)
+            nfe = evaluations(setting)
             features = [
                 extract(net, draw(pipe, setting, seed, judge.asked, uncond, lambda n, nfe=nfe: bar.update(n * nfe)))
                 for seed in plan.seeds

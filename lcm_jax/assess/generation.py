@@ -28,7 +28,7 @@ def generate(
     done: Callable[[int], object] = int,
 ) -> Images:
     """An image for each caption, the one that the same prompt and seed give elsewhere; `done(n)` hears of each n."""
-    draw = pipe.sampler(sampler, steps)
+    draw = pipe.sampler(sampler, steps, w=w)
     keys = image_keys(asked.captions, 1, seed)
     found = []
     for index, used in batches(len(asked)):

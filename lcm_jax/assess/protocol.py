@@ -83,7 +83,7 @@ def run(
             "seed": config["seed"],
             "samples": config["samples"],
             "prompts": asked,
-            "evaluations": pipes[row.who].nfe(row.sampler, row.steps),
+            "evaluations": pipes[row.who].nfe(pipes[row.who].setting(row.sampler, row.steps, w=row.w)),
             "guidance": "w is LCM's: cond + w (cond - uncond); guidance = w + 1",
             "judged": judged,
         }

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -55,14 +56,14 @@ class Planted(Pipeline):
 
     def __init__(self, role, found, noise):
         guidance = GuidanceSpec(0.0, 4.0) if role == "consistency" else None
-        config = presets.UNETS["tiny"]
+        config = replace(presets.UNETS["tiny"], w_width=8 if guidance else None)
         spec = ModelSpec(role, "v", SIZE, config, presets.AUTOENCODERS["tiny"], guidance=guidance)
         super().__init__(spec, {"unet": {"a": jnp.ones(2)}}, {"model": role})
         asked = ((c, x) for s in found.values() for c, x in zip(s.condition["context"], s.images, strict=True))
         self.images = {float(c[0, 0]): x for c, x in asked}
         self.noise, self.calls, self.batches = noise, [], set()
 
-    def sampler(self, name, steps):
+    def sampler(self, name, steps, w=None):
         def draw(params, told, uncond, w, keys):
             context = told["context"]
             self.calls.append((name, steps, float(w[0])))
@@ -266,6 +267,11 @@ def test_roles_are_told_apart(student, teacher):
 
 
 def test_a_plan_takes_what_is_given(student):
+    for role, w_min, w in (("consistency", 0.0, 1.0), ("consistency", 2.0, 8.0), ("diffusion", None, 1.0)):
+        model = Planted(role, {}, None)
+        if w_min is not None:
+            model.spec = replace(model.spec, guidance=GuidanceSpec(w_min, 14.0))
+        assert evaluation_plan.quick(model) == replace(evaluation_plan.QUICK, w=(w,))
     plan = evaluation_plan.with_flags(evaluation_plan.QUICK, limit=None, seeds=(3,))
     assert plan.seeds == (3,) and plan.limit == evaluation_plan.QUICK.limit
 
