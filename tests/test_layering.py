@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = {  # folder or module of lcm_jax: what else of lcm_jax it may import
     "typing": [],
+    "settings": [],
     "diffusion": ["typing"],
     "models": ["typing", "diffusion"],
     "weights": ["typing", "diffusion", "models.presets"],
     "parallel": ["typing", "diffusion"],
-    "data": ["typing", "diffusion"],
+    "data": ["typing", "diffusion", "settings"],
     "objectives": ["typing", "diffusion"],
     "sampling": ["typing", "diffusion"],
     "train": ["typing", "diffusion", "objectives", "sampling", "parallel"],
@@ -23,7 +24,7 @@ LAYERS = {  # folder or module of lcm_jax: what else of lcm_jax it may import
     "__init__": [],
 }
 # Layer 4, where networks, weights and objectives meet: assess, the modules beside the folders; all launch sees.
-BESIDE = sorted(p.stem for p in (ROOT / "lcm_jax").glob("*.py") if p.stem not in ("__init__", "typing"))
+BESIDE = sorted(p.stem for p in (ROOT / "lcm_jax").glob("*.py") if p.stem not in LAYERS)
 COMPOSITION = ["assess", *BESIDE]
 LAYERS |= {name: [""] for name in COMPOSITION}
 PURE = ("typing", "diffusion", "objectives", "sampling")  # arrays in, arrays out

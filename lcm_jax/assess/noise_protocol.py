@@ -60,7 +60,7 @@ def run(
     Every class of a model that is told classes has its turn; processes take turns, too. Raises ValueError for
     settings that are unknown or missing, and steps the model has no noise levels for, before anything is drawn.
     """
-    plan = call(Plan, "config", **config)
+    plan = call(Plan, "config", config)
     times = {steps: pipe.times(steps).tolist() for steps in plan.steps}
     size = min(plan.manifold, plan.samples, real.count)
     least = max(NEIGHBOURS + 1, jax.process_count())

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 NONFINITE_FILE = "nonfinite.json"
 NAMES = ("key", "index", "caption")  # entries of a batch that tell its samples apart
 WATCHED = ("loss", "grad")  # a metric of one of these families that is not finite stops the run
+SETTINGS = ("log_steps", "checkpoint_steps", "sample_steps", "hang_seconds")  # keywords of `run`
+LEAST = {"steps": 1, "log_steps": 1, "checkpoint_steps": 1, "sample_steps": 0, "hang_seconds": 0}
 AHEAD = 2  # steps in flight: enough to hide the host, few enough to bound the batches waiting on the device
 
 
@@ -131,6 +133,13 @@ class _Clock:
         return {"images/s": self.images / training, **shares, **aside, **whole}
 
 
+def check(settings: Mapping[str, Any], section: str = "") -> None:
+    """Raises ValueError for a number that means nothing to `run`."""
+    for name, value in settings.items():
+        if not isinstance(value, int | float) or not value >= LEAST[name]:
+            raise ValueError(f"{section}{name} must be at least {LEAST[name]}, not {value!r}")
+
+
 def run(
     step_fn: Callable[[Any, Any, Any, jax.Array], tuple[Any, Mapping[str, Any]]],
     state: Any,
@@ -172,11 +181,8 @@ def run(
     Raises NonFiniteLoss (the last good checkpoint stays the newest), CheckpointError, and ValueError if
     the loader ends.
     """
-    for name, value in (("steps", steps), ("log_steps", log_steps), ("checkpoint_steps", checkpoint_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if hang_seconds < 0:
-        raise ValueError(f"hang_seconds must be at least 0 (never), not {hang_seconds:g}")
+    check({"steps": steps, "log_steps": log_steps, "checkpoint_steps": checkpoint_steps})
+    check({"sample_steps": sample_steps, "hang_seconds": hang_seconds})
     hooks = tuple(hooks)
     tracer, patience = Tracer(profile, folder), Patience(hang_seconds)
     started = saved = number = int(state.step)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import tarfile
 from io import BytesIO
 
@@ -70,10 +71,13 @@ def test_registry_lists_readers_and_keywords():
     assert "CC-BY 4.0" in data.attribution("twemoji") and data.attribution("image_folder") == ""
     with pytest.raises(KeyError, match=f"unknown data reader 'twemojis'; known: {', '.join(names)}"):
         data.reader("twemojis")
-    with pytest.raises(
-        TypeError, match="'image_folder': no option 'fodler' and needs 'folder'; it takes folder: "
+    for options, message in (
+        ({"fodler": "x"}, "data reader 'image_folder' has no key 'fodler'; did you mean 'folder'?"),
+        ({"backgruond": "black"}, "has no key 'backgruond'; did you mean 'background'?"),
+        ({}, "data reader 'image_folder' lacks folder"),
     ):
-        data.reader("image_folder", fodler="x")
+        with pytest.raises(ValueError, match=re.escape(message)):
+            data.reader("image_folder", **options)
 
 
 def test_missing_package_says_what_to_install(monkeypatch):

@@ -14,7 +14,7 @@ import tiny
 import tiny_sd
 
 from configs import slct_latent32
-from lcm_jax import build, build_edm, drawing, encoding, exporting, planning, run_folder, sections
+from lcm_jax import build, build_edm, drawing, encoding, exporting, objectives, planning, run_folder, sections
 from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -346,6 +346,49 @@ def test_noise_levels_are_sought_by_any_score(made, by, monkeypatch):
     assert found.scores[1] == best(score for sigmas, score in found.tried.items() if len(sigmas) == 2)
     with pytest.raises(ValueError, match="sought by kid, fd, precision, recall, not by 'fid'"):
         noise_evaluation.best_sigmas(pipe, Planted(), 2, by="fid")
+
+
+NEW = """
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lcm_jax.diffusion.path import VE, diffuse
+from lcm_jax.objectives.base import draw_latent
+from lcm_jax.objectives.reading import Preconditioned
+
+
+@dataclass(frozen=True)
+class OneLevel:
+    sigma: float
+    reading: Any = Preconditioned()
+    mu: None = None
+    needs_teacher: bool = False
+
+    def loss(self, nets, batch, key, step):
+        z0 = draw_latent(batch, key)
+        t = jnp.full(len(z0), self.sigma)
+        z_t = diffuse(VE(), z0, jax.random.normal(key, z0.shape), t)
+        loss = jnp.abs(self.reading(VE(), nets, batch, key, len(z0)).student(z_t, t).x0 - z0).mean()
+        return loss, {"loss/mean": loss}
+
+
+def build(sigma: float = 1.0) -> OneLevel:
+    return OneLevel(sigma)
+"""
+
+
+def test_a_method_is_added_by_a_file(data, latents32, tmp_path, monkeypatch):
+    (tmp_path / "one_level.py").write_text(NEW)
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    model = {"start": str(data.autoencoder), "network": "dit_tiny"}
+    config = tiny.config({"name": "one_level", "sigma": 0.5}, model, latents32, steps=1)
+    state = run_folder.train(build.run(config), tmp_path / "run", progress=False)
+    assert state.step == 1 and open_model(exporting.export(tmp_path / "run", tmp_path / "out")).spec.role == "diffusion"
+    with pytest.raises(ValueError, match="config.objective has no key 'sigmaa'; did you mean 'sigma'"):
+        build.run(tiny.config({"name": "one_level", "sigmaa": 0.5}, model, latents32))
 
 
 @pytest.mark.parametrize("name, levels", [("slct", 4), ("cd", 5)])
