@@ -172,8 +172,8 @@ class Pipeline:
         tokens, keys = np.repeat(self.captions.tokens(prompts), n, axis=0), image_keys(prompts, n, seed)
         each_w = np.full(len(tokens), w, np.float32)
         changed = () if image is None else (np.broadcast_to(image, (len(tokens), *image.shape)),)
-        params, text = self.drawers.params
-        draw = lambda tokens, *rest: compiled(params, text, tokens, empty, *rest)
+        params = self.drawers.params
+        draw = lambda tokens, *rest: compiled(params, self.text, tokens, empty, *rest)
         size = self.drawers.size(batch or max(1, min(BATCH, PIXELS // (setting.height * setting.width))), len(tokens))
         bar = tqdm(total=len(tokens), unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True)
         with bar:
@@ -181,8 +181,13 @@ class Pipeline:
 
     @cached_property
     def drawers(self) -> Drawers:
-        """The devices that draw, with the weights of networks and text encoders."""
-        return Drawers((self.params, self.captions.params))
+        """The devices that draw, with the weights of the networks."""
+        return Drawers(self.params)
+
+    @cached_property
+    def text(self) -> Any:
+        """The weights of the text encoders on all devices that draw; None where they are no networks of ours."""
+        return self.drawers.with_all(self.captions.params)
 
     @property
     def default_sampler(self) -> str:

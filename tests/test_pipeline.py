@@ -69,7 +69,7 @@ def test_many_pictures_come_in_batches_of_one_shape(student, monkeypatch):
 
 def test_devices_share_the_pictures_of_a_call(student):
     many = Pipeline(student.spec, student.params)
-    many.drawers = Drawers((many.params, many.captions.params), jax.devices()[:4])
+    many.drawers = Drawers(many.params, jax.devices()[:4])
     assert (many.drawers.size(4, 10), many.drawers.size(4, 30), student.drawers.size(4, 3)) == (12, 16, 3)
     close(many("a red disc", steps=1, n=10), student("a red disc", steps=1, n=10))
     (draw,) = many._compiled.values()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from lcm_jax.assess import comparison, evaluation, evaluation_plan, evaluation_set, generation, guidance_sweep
@@ -19,6 +20,7 @@ from lcm_jax.assess.evaluation_set import Captioned, choose
 from lcm_jax.assess.feature_networks import feature_network
 from lcm_jax.data.encode import encode
 from lcm_jax.data.image_folder import examples
+from lcm_jax.drawers import Drawers
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.machine import machine
@@ -299,10 +301,32 @@ def test_too_few_images_are_an_error(found):
 
 
 def test_batches_are_of_equal_size_and_fill_up_with_the_last_row():
-    made = generation.batches(130)
-    assert [len(index) for index, _ in made] == [44, 44, 44] and [used for _, used in made] == [44, 44, 42]
-    np.testing.assert_array_equal(np.concatenate([i[:used] for i, used in made]), np.arange(130))
-    assert made[-1][0][-1] == 129
+    sizes, used, rows = [], [], (np.arange(130),)
+    drawers = Drawers(None)
+    size = drawers.even_size(64, 130)
+    got = drawers.map(lambda each: sizes.append(len(each)) or each, rows, size, used.append)
+    np.testing.assert_array_equal(got, rows[0])
+    assert sizes == [44, 44, 44] and used == [44, 44, 42]
+    assert Drawers(None, jax.devices()[:8]).even_size(64, 130) == 136
+
+
+def test_devices_share_the_pictures_of_an_evaluation(monkeypatch):
+    monkeypatch.setattr(generation, "BATCH", 1)
+    spec = tiny.spec()
+    alone, many = (Pipeline(spec, tiny.weights(spec)) for _ in range(2))
+    many.drawers = Drawers(many.params, jax.devices()[:4])
+    context = np.random.default_rng(0).normal(size=(6, 3, tiny.WIDTH)).astype(np.float32)
+    words = [f"a {i}" for i in range(6)]
+    asked = Captioned(words, words, words, pictures(6, 0), {"context": context})
+    counts = {alone: [], many: []}
+    of = lambda pipe: generation.generate(pipe, "lcm", 2, 1.0, 0, asked, {"context": context[0]}, counts[pipe].append)
+    drawn = of(alone), of(many)
+    assert list(counts.values()) == [[1] * 6, [4, 2]]
+    rebuilt = [generation.reconstruct(pipe, asked.images) for pipe in (alone, many)]
+    for one, other in (drawn, rebuilt):
+        assert one.shape == (6, SIZE, SIZE, 3) and np.abs(one.astype(int) - other).max() <= 1
+    (draw,) = many._compiled.values()
+    assert draw._cache_size() == 1
 
 
 def test_reconstructions_are_decoded_means(teacher):
