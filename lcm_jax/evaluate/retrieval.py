@@ -14,7 +14,6 @@ class Retrieval(NamedTuple):
 
     hits: Bool[np.ndarray, " m"]
     chance: float
-    answerable: float  # share of queries whose label some real image has; the rest can only miss
 
     @property
     def rate(self) -> float:
@@ -43,8 +42,7 @@ def retrieval(nearest: Int[np.ndarray, "m k"], wanted: Sequence[str], labels: Se
     found = np.asarray(labels, object)[nearest] == np.asarray(wanted, object)[:, None]
     counts, n, k = Counter(labels), len(labels), nearest.shape[1]
     chance = [1 - comb(n - counts[label], k) / comb(n, k) for label in wanted]
-    answerable = float(np.mean([counts[label] > 0 for label in wanted]))
-    return Retrieval(found.any(1), float(np.mean(chance)), answerable)
+    return Retrieval(found.any(1), float(np.mean(chance)))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

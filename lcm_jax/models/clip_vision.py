@@ -61,14 +61,6 @@ class ClipVisionConfig(TowerConfig):
             raise ValueError(f"CLIP size {self.size} is no multiple of its patch {self.patch}; change one")
 
 
-CLIP_VISION = {
-    # 304.0 M, OpenAI's ViT-L/14: the usual judge of CLIP scores.
-    "vit_l_14": ClipVisionConfig(),
-    # 1.01 B, OpenCLIP's ViT-g/14: the judge in the LCM paper.
-    "vit_g_14": ClipVisionConfig(width=1408, layers=40, inner=6144, hidden_act="gelu", projection=1024),
-}
-
-
 class ClipImage(NamedTuple):
     """What the tower says of pictures."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
-BAR = {"loss/mean": "loss", "loss/sum": "loss (sum)", "images/s": "img/s", "data/wait_share": "data wait"}
+BAR = {"loss/mean": "loss", "images/s": "img/s", "data/wait_share": "data wait"}
 
 
 class MetricsWriter:
