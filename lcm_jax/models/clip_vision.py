@@ -138,7 +138,7 @@ _VISION_KEYS = {  # of a config.json: our name and what is meant where it is lef
 }
 
 
-def clip_vision_config(value: Mapping[str, Any], dtype: str = "float32") -> ClipVisionConfig:
+def clip_vision_config(value: Mapping[str, Any]) -> ClipVisionConfig:
     """The sizes in a Hugging Face config.json, of an image tower or of a whole CLIP model.
 
     Raises ValueError, in one line, for another kind of model or a value that is not supported.
@@ -146,7 +146,7 @@ def clip_vision_config(value: Mapping[str, Any], dtype: str = "float32") -> Clip
     own, projected = tower_of(value, "vision", "Vision")
     if (channels := own.get("num_channels", 3)) != 3:
         raise ValueError(f"config.json has num_channels {channels!r}; supported are 3, red, green and blue")
-    return ClipVisionConfig(**sizes(own, _VISION_KEYS), projection=projected, dtype=dtype)
+    return ClipVisionConfig(**sizes(own, _VISION_KEYS), projection=projected)
 
 
 def clip_preprocess(image: UInt8[Array, "b h w 3"], size: int = 224) -> Float[Array, "b s s 3"]:

@@ -104,26 +104,25 @@ def module_names(tree: Tree, naming: str) -> dict[Module, str]:
     return {path: name(path) for path in _kernels(tree)}
 
 
-def read(path: str | os.PathLike, trees: Mapping[str, Tree], *, ignore: Sequence[str] = ()) -> dict[str, Adapters]:
+def read(path: str | os.PathLike, trees: Mapping[str, Tree]) -> dict[str, Adapters]:
     """The adapters in a file for the networks of `trees` ({"unet": abstract tree, ...}), in the file's own types.
 
     The naming is found out. A 1x1 convolution's factors may lack their last two dims, a linear map's may have them.
     alpha is that of the file's keys, else of the settings peft wrote into the metadata or an adapter_config.json
-    beside it, else the rank. Networks named in `ignore` are left out.
-    Raises ValueError for what `detect` refuses, for adapters of a network that is in neither `trees` nor `ignore`, and,
-    with their number and names, for modules the network lacks, has twice or has in another shape.
+    beside it, else the rank.
+    Raises ValueError for what `detect` refuses, for adapters of a network that `trees` lacks, and, with their number
+    and names, for modules the network lacks, has twice or has in another shape.
     """
     file = SafetensorsFile(path)
     try:
         naming = detect(file)
         found = _sorted_out(file, naming)
-        if strange := [f"{net} ({len(found[net])} modules)" for net in found if net not in (*trees, *ignore)]:
-            raise ValueError(f"it adapts {', '.join(strange)} too: give that network's tree, or ignore it")
+        if strange := [f"{net} ({len(found[net])} modules)" for net in found if net not in trees]:
+            raise ValueError(f"it adapts {', '.join(strange)} too, which is not here: take the model it was made for")
         settings = _settings(file)
         return {
             net: _adapters(file, parts, trees[net], naming, settings.get(net, {}))
             for net, parts in found.items()
-            if net not in ignore
         }
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -175,15 +175,6 @@ def test_both_towers_of_one_whole_folder(tmp_path):
         assert relative(a / jnp.linalg.norm(a, axis=-1, keepdims=True), b.numpy()) < 1e-5
 
 
-def test_an_older_file_of_the_tower_alone():
-    cfg = replace(TINY, projection=None)
-    bare = {name.removeprefix("vision_model."): value for name, value in tensors(cfg).items()}
-    rename = text.file_names(bare, "vision_model.")
-    bare["embeddings.position_ids"] = np.arange(10)[None]
-    params = from_torch(bare, clip_vision(cfg).abstract(), ignore=UNUSED_KEYS, rename=rename)
-    assert to_torch(params).keys() == tensors(cfg).keys()
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
