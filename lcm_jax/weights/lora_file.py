@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lcm_jax.weights.bijection import flatten, some, unflatten
+from lcm_jax.weights.ldm_unet import original_name
 from lcm_jax.weights.safetensors_file import SafetensorsFile, write_tree
 
 Module = tuple[str, ...]  # path of a module in the tree of its network
@@ -43,20 +44,6 @@ _REFUSED = {
     "OFT": r"\.oft_",
     "(IA)3": r"\.on_input$",
     "whole differences": r"\.diff(_b)?$",
-}
-_RESNET = {  # names within a residual block: ours, the first code's
-    "conv1": "in_layers_2",
-    "conv2": "out_layers_3",
-    "time_emb_proj": "emb_layers_1",
-    "conv_shortcut": "skip_connection",
-}
-_OUTSIDE = {
-    ("conv_in",): "input_blocks_0_0",
-    ("conv_out",): "out_2",
-    ("time_embedding", "linear_1"): "time_embed_0",
-    ("time_embedding", "linear_2"): "time_embed_2",
-    ("add_embedding", "linear_1"): "label_emb_0_0",
-    ("add_embedding", "linear_2"): "label_emb_0_2",
 }
 _LDM = re.compile("input_blocks_|middle_block_|output_blocks_|time_embed_|label_emb_|out_2$")
 _ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings, as JSON
@@ -319,27 +306,10 @@ def _ldm(module: Module, tree: Tree) -> str:
     """The underscored name of a module in the first Stable Diffusion code, which counts blocks through the levels."""
     if "down_blocks" not in tree or "up_blocks" not in tree:
         return "_".join(module)  # a text encoder: its names are the same in both spellings
-    if module in _OUTSIDE:
-        return _OUTSIDE[module]
-    if module[0] == "mid_block":
-        _, part, i, *rest = module
-        return f"middle_block_{1 if part == 'attentions' else 2 * int(i)}_{_inner(part, rest)}"
-    if module[0] not in ("down_blocks", "up_blocks"):
-        return "_".join(module)
-    blocks, level, part, i, *rest = module
-    here = tree[blocks][level]
-    a_level = len(here["resnets"]) + (blocks == "down_blocks")  # a down level counts its downsampler as a block
-    number = int(level) * a_level + (blocks == "down_blocks") + int(i)
-    if part == "downsamplers":
-        return f"input_blocks_{number + a_level - 1}_0_op"
-    if part == "upsamplers":
-        return f"output_blocks_{number + a_level - 1}_{2 if here.get('attentions') else 1}_conv"
-    side = "input" if blocks == "down_blocks" else "output"
-    return f"{side}_blocks_{number}_{1 if part == 'attentions' else 0}_{_inner(part, rest)}"
-
-
-def _inner(part: str, rest: Sequence[str]) -> str:
-    return "_".join(rest) if part == "attentions" else _RESNET["_".join(rest)]
+    levels = [tree["down_blocks"][str(i)] for i in range(len(tree["down_blocks"]))]
+    attention = tuple(bool(level.get("attentions")) for level in levels)
+    name = original_name(".".join((*module, "weight")), len(levels[0]["resnets"]), attention)
+    return name.removesuffix(".weight").replace(".", "_")
 
 
 def _kohya_prefix(net: str, trees: Mapping[str, Tree]) -> str:

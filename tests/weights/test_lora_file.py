@@ -364,7 +364,7 @@ def test_damage_is_named(tmp_path):
         for n in ("conv_in", "input_blocks_0_0")
         for p, x in (("down", down), ("up", up))
     }
-    block = {"conv_in": {"kernel": leaf(3, 5)}, "down_blocks": {}, "up_blocks": {}}
+    block = {"conv_in": {"kernel": leaf(3, 5)}, "down_blocks": {"0": {"resnets": {}}}, "up_blocks": {}}
     assert "conv_in is adapted twice" in message(twice, {"unet": block})
     ambiguous = {"a": {"b_c": {"kernel": leaf(3, 5)}}, "a_b": {"c": {"kernel": leaf(3, 5)}}}
     kohya = {"lora_unet_a_b_c.lora_down.weight": down, "lora_unet_a_b_c.lora_up.weight": up}
