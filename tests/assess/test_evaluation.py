@@ -242,7 +242,7 @@ def test_long_trajectories_and_training_captions_are_for_the_first_sampler(stude
 def test_impossible_settings_are_errors_before_anything_is_drawn(student, teacher, found, net, tmp_path):
     with pytest.raises(ValueError, match="1 to 50 steps, got 51"):
         run(student, None, found, net, tmp_path, Plan(steps=(2, 51)))
-    with pytest.raises(ValueError, match="unknown sampler 'dd'"):
+    with pytest.raises(ValueError, match="a diffusion model is not sampled with 'dd'; choose ddim"):
         run(None, teacher, found, net, tmp_path, Plan(samplers=("dd",)))
     with pytest.raises(ValueError, match="unknown split 'test'"):
         run(student, None, found, net, tmp_path, Plan(splits=("test",)))
