@@ -20,7 +20,6 @@ from lcm_jax.weights.tensor_files import open_tensors
 
 CAPTIONS = 64  # a batch
 _BICUBIC = 3  # Pillow's number
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +93,8 @@ def check_preprocessing(value: Mapping[str, Any], size: int, folder: Path) -> No
         "crop_size width": (side("crop_size", "width"), size),
         **{key: (value.get(key, True), True) for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")},
         "rescale_factor": (value.get("rescale_factor", 1 / 255), 1 / 255),
-        "image_mean": (value.get("image_mean", _MEAN), _MEAN),
-        "image_std": (value.get("image_std", _STD), _STD),
+        "image_mean": (value.get("image_mean", vision.MEAN), vision.MEAN),
+        "image_std": (value.get("image_std", vision.STD), vision.STD),
     }
     for key, (given, ours) in wanted.items():
         numbers = not isinstance(given, Mapping | None) and np.shape(given) == np.shape(ours)

@@ -29,7 +29,7 @@ def neighbours(
     """
     if len(real) < k:
         raise ValueError(f"{k} neighbours asked of {len(real)} real images: lower k or encode more images")
-    cosine = _unit(generated) @ _unit(real).T
+    cosine = unit(generated) @ unit(real).T
     return np.argsort(-cosine, axis=1, kind="stable")[:, :k]
 
 
@@ -45,6 +45,7 @@ def retrieval(nearest: Int[np.ndarray, "m k"], wanted: Sequence[str], labels: Se
     return Retrieval(found.any(1), float(np.mean(chance)))
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """The directions of rows, in float64."""
     x = np.asarray(x, np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -38,8 +38,7 @@ UNUSED_KEYS = (
 )
 
 # Of red, green and blue in [0, 1], as CLIP was trained.
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32).reshape(1, 1, 1, 3)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32).reshape(1, 1, 1, 3)
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BITS = 22  # of the fixed-point weights of resizing
 
 
@@ -160,7 +159,8 @@ def clip_preprocess(image: UInt8[Array, "b h w 3"], size: int = 224) -> Float[Ar
     new_h, new_w = size * h // min(h, w), size * w // min(h, w)
     x = _resized(_resized(image, 2, new_w), 1, new_h)
     top, left = (new_h - size) // 2, (new_w - size) // 2
-    return (x[:, top : top + size, left : left + size].astype(jnp.float32) / 255 - _MEAN) / _STD
+    mean, std = (np.array(rgb, np.float32).reshape(1, 1, 1, 3) for rgb in (MEAN, STD))
+    return (x[:, top : top + size, left : left + size].astype(jnp.float32) / 255 - mean) / std
 
 
 def _resized(x: UInt8[Array, "b _ _ 3"], axis: int, length: int) -> UInt8[Array, "b _ _ 3"]:

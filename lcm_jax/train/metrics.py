@@ -62,7 +62,7 @@ class MetricsWriter:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file as dicts; a last line that a killed run left unfinished is dropped."""
+    """The lines of a file of JSON lines as dicts; a last line that a killed run left unfinished is dropped."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     # Whatever follows the last line break was never finished.
     return [json.loads(line) for line in lines[:-1] if line]
