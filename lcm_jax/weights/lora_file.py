@@ -20,7 +20,8 @@ import numpy as np
 
 from lcm_jax.weights.bijection import flatten, some, unflatten
 from lcm_jax.weights.ldm_unet import original_name
-from lcm_jax.weights.safetensors_file import SafetensorsFile, write_tree
+from lcm_jax.weights.safetensors_file import SafetensorsFile
+from lcm_jax.weights.safetensors_stream import write_stream
 
 Module = tuple[str, ...]  # path of a module in the tree of its network
 Tree = Mapping[str, Any]
@@ -157,8 +158,7 @@ def write(
         notes |= _notes(net, names, ranks, alphas, naming)
     if naming == "peft":
         notes = {"format": "pt", _ADAPTER_METADATA: json.dumps(notes, sort_keys=True)}
-    nested = unflatten({tuple(key.split(".")): tensor for key, tensor in tensors.items()})
-    write_tree(path, nested, notes | dict(metadata or {}))
+    write_stream(path, tensors, tensors.__getitem__, notes | dict(metadata or {}))
 
 
 def _sorted_out(keys: Iterable[str], naming: str) -> dict[str, dict[str, dict[str, str]]]:
