@@ -18,7 +18,7 @@ from lcm_jax.drawers import Drawers
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.parallel.reading import Reading
 from lcm_jax.pipeline import BATCH, Keys, Noise, Pixels, image_keys, to_pixels
-from lcm_jax.sampling import few_step, reference
+from lcm_jax.sampling import defaults, few_step, reference
 from lcm_jax.source import image_networks, network, open_model
 from lcm_jax.typing import Latent, Params
 
@@ -111,8 +111,8 @@ class EDMPipeline:
 
     @property
     def default_steps(self) -> int:
-        """As many as a consistency model has noise levels for, at most 2; 18 for a denoiser (EDM Tab. 1)."""
-        return min(2, len(self.spec.sigmas)) if self.spec.role == "consistency" else 18
+        """How many where a call names none; see sampling.defaults."""
+        return defaults.default_steps(self.spec.to_json())
 
     @property
     def usual_steps(self) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from lcm_jax.models.tiling import tiled
 from lcm_jax.models.unet import unet
 from lcm_jax.objectives.base import unconditional
 from lcm_jax.parallel.reading import Reading
-from lcm_jax.sampling import few_step, reference
+from lcm_jax.sampling import defaults, few_step, reference
 from lcm_jax.source import image_networks, in_dtype, open_model
 from lcm_jax.typing import Condition, Guidance, Latent, Params
 
@@ -196,19 +196,13 @@ class Pipeline:
 
     @property
     def default_steps(self) -> int:
-        """4 for a consistency model (fewer if it was trained at fewer times), 50 for a teacher."""
-        return min(4, self.spec.original_steps) if self.spec.role == "consistency" else 50
+        """How many where a call names none; see sampling.defaults."""
+        return defaults.default_steps(self.spec.to_json())
 
     @property
     def default_w(self) -> float:
-        """The middle of the range a consistency model was trained on (0 if it is told none); for a teacher 2, of
-        Stable Diffusion's family 6.5."""
-        g = self.spec.guidance
-        if g is not None:
-            return (g.w_min + g.w_max) / 2
-        if self.spec.role == "consistency":
-            return 0.0
-        return 6.5 if self.spec.text.encoder == "clip" else 2.0
+        """Guidance where a call names none; see sampling.defaults."""
+        return defaults.default_w(self.spec.to_json())
 
     @cached_property
     def captions(self) -> CaptionEncoder:

@@ -245,7 +245,7 @@ def test_long_trajectories_and_training_captions_are_for_the_first_sampler(stude
 def test_impossible_settings_are_errors_before_anything_is_drawn(student, teacher, found, net, tmp_path):
     with pytest.raises(ValueError, match="1 to 50 steps, got 51"):
         run(student, None, found, net, tmp_path, Plan(steps=(2, 51)))
-    with pytest.raises(ValueError, match="unknown sampler 'dd'"):
+    with pytest.raises(ValueError, match="a diffusion model is not sampled with 'dd'; choose ddim"):
         run(None, teacher, found, net, tmp_path, Plan(samplers=("dd",)))
     with pytest.raises(ValueError, match="unknown split 'test'"):
         run(student, None, found, net, tmp_path, Plan(splits=("test",)))
@@ -376,14 +376,15 @@ def test_the_comparison_grid_has_a_prompt_a_row_and_seven_columns(found, tmp_pat
         comparison.compare(teacher, teacher, ["a"], tmp_path / "x.png")
 
 
-def test_default_prompts_are_held_out_captions_and_free_text(tmp_path):
-    for i in range(12):
+def test_default_prompts_are_held_out_captions_and_free_text(tmp_path, monkeypatch):
+    for i in range(24):
         Image.fromarray(pictures(1, i)[0]).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(f"caption {i}")
-    prompts = comparison.default_prompts("image_folder", 2, folder=tmp_path, heldout=0.5)
-    held = {e.caption for e in examples(tmp_path, heldout=0.5) if e.split == "heldout"}
-    assert len(set(prompts)) == 2 + len(comparison.FREE)
-    assert set(prompts[:2]) <= held and prompts[2:] == [*comparison.FREE]
+    rows = examples(tmp_path, heldout=0.5)
+    monkeypatch.setattr(comparison.data, "reader", lambda name: rows)
+    prompts = comparison.default_prompts("mine")
+    assert len(set(prompts)) == 7 + len(comparison.FREE)
+    assert set(prompts[:7]) <= {e.caption for e in rows if e.split == "heldout"} and prompts[7:] == [*comparison.FREE]
 
 
 def test_unknown_feature_networks_are_listed():
