@@ -40,6 +40,7 @@ DOORS = {  # library: the only places it may be imported, of lcm_jax unless laun
     "grain": ["data"],
     "array_record": ["data"],
     "fsspec": ["data.store"],
+    "clu": ["planning"],
     "pyarrow": ["data"],
     "tensorflow_datasets": ["data"],
     "PIL": ["data", "evaluate"],
