@@ -11,6 +11,7 @@ Resumable: finished cells are kept, an interrupted one goes on where it stopped.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -116,19 +117,16 @@ def latents(
     pipe: Pipeline, sampler: str, steps: int, w: float, asked: Captioned, uncond: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Latents of all captions from noise that is the same for every model and sampler."""
-    keys, setting = image_keys(asked.captions, 1, seed=0), pipe.setting(sampler, steps)
+    keys, setting = image_keys(asked.captions, 1, seed=0), pipe.setting(sampler, steps, w=w)
     unit = jax.jit(jax.vmap(lambda key: jax.random.normal(key, pipe.spec.latent_shape)))
 
     @jax.jit
-    def sample(params, told, keys):
-        every = jnp.full(len(keys), w)
+    def sample(params, keys, *told):
+        told, every = dict(zip(asked.condition, told, strict=True)), jnp.full(len(keys), w)
         return pipe.latents(setting, params, told, unconditional(told, uncond), every, unit(keys)[None])
 
-    found = []
-    for index, used in generation.batches(len(asked)):
-        told = {name: values[index] for name, values in asked.condition.items()}
-        found.append(np.asarray(sample(pipe.params["unet"], told, keys[index]))[:used])
-    return np.concatenate(found)
+    draw, rows = partial(sample, pipe.drawers.params["unet"]), (keys, *asked.condition.values())
+    return pipe.drawers.map(draw, rows, pipe.drawers.even_size(generation.BATCH, len(asked)), int)
 
 
 def table(cells: list[dict], start: dict, steps: list[int]) -> str:

@@ -37,8 +37,8 @@ OPTIONS = flags.DEFINE_multi_string("options", [], "KEY=VALUE for the reader, su
 MODEL = flags.DEFINE_string("model", "emoji-teacher", "Shipped or exported model whose encoders are used.")
 OUT = flags.DEFINE_string("out", None, "Folder of the latent data set.")
 CHECK = flags.DEFINE_bool("check", False, "List the problems of the pictures, and of --out if it is there.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures a call.")
-SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Pictures a shard.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures a call.", lower_bound=1)
+SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Pictures a shard.", lower_bound=1)
 SIZE = flags.DEFINE_integer("size", None, "Pixels a side; the model's own by default.", lower_bound=1)
 TOKENS = flags.DEFINE_bool("tokens", False, "Store token ids beside the captions' states.")
 SHORTENED = flags.DEFINE_integer(

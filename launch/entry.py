@@ -11,6 +11,8 @@ from typing import Any
 
 from absl import app, flags
 
+from lcm_jax import cache
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of mallopt, malloc.h
 # Raised with a message for the user.
 WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
@@ -128,7 +130,7 @@ def step(step: Any, checkpoint: Any) -> int | None:
 
 def compiled() -> Path:
     """Where compiled functions are kept for the next run; JAX_COMPILATION_CACHE_DIR names another place, "" none."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcm_jax" / "compiled"
+    return cache.folder() / "compiled"
 
 
 def keep_memory() -> None:

@@ -92,7 +92,7 @@ def captioned(step: int | None, out: Path) -> None:
     weights, how = entry.weights(WEIGHTS, EMA, CHECKPOINT), opening.how()
     model = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, weights, **how)
     plan = evaluation_plan.with_flags(
-        evaluation_plan.QUICK if QUICK.value else evaluation_plan.Plan(w=(model.default_w,)),
+        evaluation_plan.quick(model) if QUICK.value else evaluation_plan.Plan(w=(model.default_w,)),
         **given,
         limit=LIMIT.value,
         resamples=RESAMPLES.value,

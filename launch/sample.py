@@ -34,11 +34,11 @@ ATTENTION = flags.DEFINE_enum(
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line; pictures that are there are kept.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What not to draw; for teachers guided by w > 0.")
-STEPS = flags.DEFINE_integer("steps", None, "Steps; 4 for a consistency model, 50 for a teacher.")
+STEPS = flags.DEFINE_integer("steps", None, "Steps; 4 for a consistency model, 50 for a teacher.", lower_bound=1)
 W = flags.DEFINE_float("w", None, "Guidance w; the middle of the trained range, 2 for a teacher.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, w + 1; instead of --w.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same pictures, whatever else is drawn.")
-N = flags.DEFINE_integer("n", 16, "Pictures of each prompt.")
+N = flags.DEFINE_integer("n", 16, "Pictures of each prompt.", lower_bound=1)
 SIZE = flags.DEFINE_string("size", None, "Pixels of a picture, 512 or WIDTHxHEIGHT; the model's own by default.")
 ORIGINAL_SIZE = flags.DEFINE_string("original_size", None, "Size of the original that SDXL is told of; --size if not.")
 CROP = flags.DEFINE_string("crop", None, "Where SDXL is told that the original was cropped, LEFTxTOP; 0x0 if not.")
@@ -47,7 +47,9 @@ IMAGE = flags.DEFINE_string("image", None, "Picture to change instead of drawing
 STRENGTH = flags.DEFINE_float("strength", 0.6, "How much of --image is drawn anew, in (0, 1].")
 SIGMAS = flags.DEFINE_list("sigmas", None, "Falling noise levels of a consistency model without captions, one a step.")
 LABEL = flags.DEFINE_string("label", None, "Class of a model without captions, by name or number; else all in turn.")
-TILE = flags.DEFINE_integer("tile", None, "Encode and decode in tiles of this many pixels a side: large pictures.")
+TILE = flags.DEFINE_integer(
+    "tile", None, "Encode and decode in tiles of this many pixels a side: large pictures.", lower_bound=1
+)
 BATCH = flags.DEFINE_integer("batch", None, "Pictures a call; by default as their size allows.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
     "sampler", None, "lcm, or for a teacher ddim, ddim_leading, dpm_solver, dpm_solver_pp, dpmpp_2m, heun."

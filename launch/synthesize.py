@@ -30,8 +30,8 @@ GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, w + 1; instead 
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, other pictures (and other recombined captions).")
 SIZE = flags.DEFINE_integer("size", None, "Pixels a side; the model's own by default.", lower_bound=1)
 DTYPE = flags.DEFINE_string("dtype", None, "What the U-Net computes in: float32, bfloat16 or float16.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures a call.")
-SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Pictures a shard.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures a call.", lower_bound=1)
+SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Pictures a shard.", lower_bound=1)
 TOKENS = flags.DEFINE_bool("tokens", False, "Store token ids beside the captions' states.")
 TEXT = flags.DEFINE_enum(
     "text", "states", ["states", "none"], "What is stored of captions: the encoder's states, or none but token ids."

@@ -62,9 +62,9 @@ class Run:
         """How layers read the weights of a tree (parallel.rules.TREES); None: as they are."""
         return self.readings.get(tree)
 
-    def describe_batch(self, names: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def describe_batch(self, index: np.ndarray) -> list[dict[str, Any]]:
         """Key and caption of each row of a global batch, for the record a failed step leaves; all processes call it."""
-        index = fetch(place_batch({"index": names["index"]}, self.mesh)["index"])
+        index = fetch(place_batch({"index": index}, self.mesh)["index"])
         return [{"key": (row := self.loader.row(i)).key, "caption": row.caption} for i in index]
 
 

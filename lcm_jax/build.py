@@ -39,6 +39,6 @@ def autoencoder_run(cfg: dict[str, Any]) -> Run:
     spec = ModelSpec("autoencoder", "v", cfg["data"]["image_size"], None, sizes)
     spec = owing(spec, [attribution(cfg["data"]["reader_name"])])
     objective = build_objective(cfg["objective"])
-    loader = call(make_image_loader, "config.data", **cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
+    loader = call(make_image_loader, "config.data", cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
     frozen = {"teacher": None, "batch": {}}
     return assemble(cfg, spec, {}, "autoencoder", ("image",), loader, objective, autoencoder(sizes), None, frozen, None)

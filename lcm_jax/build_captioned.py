@@ -114,7 +114,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     """The parts of a run that trains a U-Net, or its adapters, on latents."""
     parts = latent_parts(cfg)
     spec, start = parts.spec, parts.start
-    loader = call(make_loader, "config.data", **cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
+    loader = call(make_loader, "config.data", cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
     captions = start.model.captions
     check_data(loader.manifest, spec, captions)
     spec = owing(spec, (made.dataset.get("attribution") for made in loader.rows.manifests))

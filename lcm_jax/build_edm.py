@@ -31,7 +31,7 @@ def edm_run(cfg: dict[str, Any]) -> Run:
     objective, start = edm_parts(cfg)
     data = dict(cfg["data"])
     per = data.pop("statistics", "element")
-    loader = call(make_loader, "config.data", **data, seed=cfg["seed"], own=own_rows_of(cfg))
+    loader = call(make_loader, "config.data", data, seed=cfg["seed"], own=own_rows_of(cfg))
     made = loader.manifest
     manifest.check_fits(made, start.spec.latent_shape)
     manifest.check_classes(loader.rows.classes, start.spec.network.classes, start.spec.classes)
@@ -39,7 +39,7 @@ def edm_run(cfg: dict[str, Any]) -> Run:
     spec = dataclasses.replace(start.spec, classes=loader.rows.classes if told else ())
     spec = owing(spec, (each.dataset.get("attribution") for each in loader.rows.manifests))
     if start.fresh:
-        mean, std = manifest.statistics(loader.rows.folders[0], per)
+        mean, std = manifest.statistics(loader.rows.folders, per)
         statistics = {"mean": mean, "std": std}
     else:  # the network has learned them
         statistics = start.model.load("statistics", on_host)

@@ -1,12 +1,10 @@
 """Checkpoints that orbax cannot write to an object store itself: written here, sent when they are finished."""
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from lcm_jax.data.store import Store
 
-log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 SENT = ".sent"  # CHECKPOINTS/STEP.sent on the store says that all files of that step are there
 

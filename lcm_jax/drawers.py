@@ -18,13 +18,22 @@ class Drawers:
 
     def __init__(self, params: Any, devices: Sequence[jax.Device] | None = None):
         here = jax.local_devices()
-        mesh = make_mesh(devices=devices or (here[:1] if here[0].platform == "cpu" else here))
-        self.count, self._rows = mesh.size, batch_sharding(mesh)
-        self.params = replicate(params, mesh)
+        self._mesh = make_mesh(devices=devices or (here[:1] if here[0].platform == "cpu" else here))
+        self.count, self._rows = self._mesh.size, batch_sharding(self._mesh)
+        self.params = self.with_all(params)
+
+    def with_all(self, tree: Any) -> Any:
+        """A copy of weights on every device."""
+        return replicate(tree, self._mesh)
 
     def size(self, each: int, total: int) -> int:
         """Pictures a call: `each` a device, or fewer where there are not as many in `total`."""
         return self.count * min(each, -(-total // self.count))
+
+    def even_size(self, each: int, total: int) -> int:
+        """Pictures a call: at most `each` a device, as many in every call that `total` takes."""
+        calls = -(-total // (self.count * each))
+        return self.count * -(-total // (self.count * calls))
 
     def map(self, draw: Callable[..., jax.Array], rows: Sequence[Any], size: int, done: Callable[[int], Any]) -> Any:
         """draw(*rows) of `size` rows at a time, together; the last row fills up, so that one compilation serves all.

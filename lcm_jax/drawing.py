@@ -15,7 +15,7 @@ from lcm_jax.data.shards import sha256
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.parallel.agreement import on_all
-from lcm_jax.pipeline import UNCROPPED, Pipeline, SizeIds
+from lcm_jax.pipeline import UNCROPPED, Pipeline, Setting, SizeIds
 
 TILE = 128  # pixels a picture of the grid should at least have along a side
 SHEET = 64  # prompts a grid holds at most
@@ -49,8 +49,9 @@ def draw(
     """
     start = None if image is None else opened(pipe, image, size)
     size = size if start is None else start.shape[:2]
-    setting = pipe.setting(sampler, steps, size, None if start is None else strength, tile, ids)
-    chosen = settings(pipe, setting.sampler, setting.steps, w, seed)
+    w = pipe.default_w if w is None else w
+    setting = pipe.setting(sampler, steps, size, None if start is None else strength, tile, ids, w)
+    chosen = settings(pipe, setting, w, seed)
     more = {"size": [setting.height, setting.width]} if size is not None else {}
     more |= {"negative_prompt": negative_prompt} if negative_prompt else {}
     more |= {"tile": tile} if tile is not None else {}
@@ -66,7 +67,7 @@ def draw(
     wanted = lambda row, number: {"prompt": prompts[row], "number": number, **chosen}
     own = range(jax.process_index(), len(prompts), jax.process_count())
     missing = [row for row in own if not all(made_with(names[row][i], wanted(row, i)) for i in range(n))]
-    keywords = {"steps": setting.steps, "w": chosen["w"], "seed": seed, "sampler": setting.sampler, "tile": tile}
+    keywords = {"steps": setting.steps, "w": w, "seed": seed, "sampler": setting.sampler, "tile": tile}
     keywords |= {"negative_prompt": negative_prompt, "size": size, "image": start, "strength": strength}
     keywords |= {"ids": ids, "batch": batch}
     rows = max(1, AT_ONCE // n)
@@ -147,10 +148,10 @@ def made_with(path: Path, wanted: dict[str, Any]) -> bool:
         return False
 
 
-def settings(pipe: Pipeline, sampler: str, steps: int, w: float | None, seed: int) -> dict[str, Any]:
-    """Everything that decides the pixels besides the prompt, the pipeline's default w filled in."""
-    w = pipe.default_w if w is None else w
-    chosen = {"sampler": sampler, "steps": steps, "evaluations": pipe.nfe(sampler, steps), "w": w, "guidance": w + 1}
+def settings(pipe: Pipeline, setting: Setting, w: float, seed: int) -> dict[str, Any]:
+    """What decides the pixels besides the prompt, and a picture's size and start."""
+    chosen = {"sampler": setting.sampler, "steps": setting.steps, "evaluations": pipe.nfe(setting)}
+    chosen |= {"w": w, "guidance": w + 1}
     return {**chosen, "seed": seed, **pipe.origin, "versions": versions(), "device": jax.devices()[0].device_kind}
 
 

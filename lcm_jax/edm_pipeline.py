@@ -18,7 +18,7 @@ from lcm_jax.drawers import Drawers
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.parallel.reading import Reading
 from lcm_jax.pipeline import BATCH, Keys, Noise, Pixels, image_keys, to_pixels
-from lcm_jax.sampling import few_step, reference
+from lcm_jax.sampling import defaults, few_step, reference
 from lcm_jax.source import image_networks, network, open_model
 from lcm_jax.typing import Latent, Params
 
@@ -111,8 +111,8 @@ class EDMPipeline:
 
     @property
     def default_steps(self) -> int:
-        """As many as a consistency model has noise levels for, at most 2; 18 for a denoiser (EDM Tab. 1)."""
-        return min(2, len(self.spec.sigmas)) if self.spec.role == "consistency" else 18
+        """How many where a call names none; see sampling.defaults."""
+        return defaults.default_steps(self.spec.to_json())
 
     @property
     def usual_steps(self) -> tuple[int, ...]:
@@ -158,12 +158,13 @@ class EDMPipeline:
     def times(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> np.ndarray:
         """The falling noise levels of a sample; ValueError if there cannot be as many."""
         spec = self.spec
+        if steps is None and sigmas is None:
+            steps = self.default_steps
         if self.name == HEUN:
             if sigmas is not None:
                 raise ValueError("noise levels are chosen for a consistency model; a denoiser takes steps")
-            return reference.edm_times(steps or self.default_steps, Karras(spec.sigma_min, spec.sigma_max, spec.rho))
+            return reference.edm_times(steps, Karras(spec.sigma_min, spec.sigma_max, spec.rho))
         if sigmas is None:
-            steps = self.default_steps if steps is None else steps
             if not 1 <= steps <= len(spec.sigmas):
                 raise ValueError(
                     f"this model has noise levels for 1 to {len(spec.sigmas)} steps, not {steps}: give them as sigmas"

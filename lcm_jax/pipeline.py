@@ -27,7 +27,7 @@ from lcm_jax.models.tiling import tiled
 from lcm_jax.models.unet import unet
 from lcm_jax.objectives.base import unconditional
 from lcm_jax.parallel.reading import Reading
-from lcm_jax.sampling import few_step, reference
+from lcm_jax.sampling import defaults, few_step, reference
 from lcm_jax.source import image_networks, in_dtype, open_model
 from lcm_jax.typing import Condition, Guidance, Latent, Params
 
@@ -66,6 +66,7 @@ class Setting:
     """What a compiled sampler is compiled for: sampler, steps, pixels; of images to be changed, how strongly.
 
     `tile` (pixels a side) encodes and decodes in overlapping tiles, for images too large to go through at once.
+    `guided` asks the network of the empty caption, too, at every evaluation.
     """
 
     sampler: str
@@ -75,6 +76,7 @@ class Setting:
     strength: float | None = None
     tile: int | None = None
     ids: SizeIds = UNCROPPED
+    guided: bool = True
 
 
 class Pipeline:
@@ -164,14 +166,14 @@ class Pipeline:
             size = size or image.shape[:2]
             if tuple(size) != image.shape[:2]:
                 raise ValueError(f"the image is {image.shape[:2]}, size {tuple(size)}: resize it, or leave size out")
-        setting = self.setting(sampler, steps, size, None if image is None else strength, tile, ids)
+        setting = self.setting(sampler, steps, size, None if image is None else strength, tile, ids, w)
         compiled = self.from_tokens(setting)
         empty = self.captions.tokens([negative_prompt or ""])
         tokens, keys = np.repeat(self.captions.tokens(prompts), n, axis=0), image_keys(prompts, n, seed)
         each_w = np.full(len(tokens), w, np.float32)
         changed = () if image is None else (np.broadcast_to(image, (len(tokens), *image.shape)),)
-        params, text = self.drawers.params
-        draw = lambda tokens, *rest: compiled(params, text, tokens, empty, *rest)
+        params = self.drawers.params
+        draw = lambda tokens, *rest: compiled(params, self.text, tokens, empty, *rest)
         size = self.drawers.size(batch or max(1, min(BATCH, PIXELS // (setting.height * setting.width))), len(tokens))
         bar = tqdm(total=len(tokens), unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True)
         with bar:
@@ -179,8 +181,13 @@ class Pipeline:
 
     @cached_property
     def drawers(self) -> Drawers:
-        """The devices that draw, with the weights of networks and text encoders."""
-        return Drawers((self.params, self.captions.params))
+        """The devices that draw, with the weights of the networks."""
+        return Drawers(self.params)
+
+    @cached_property
+    def text(self) -> Any:
+        """The weights of the text encoders on all devices that draw; None where they are no networks of ours."""
+        return self.drawers.with_all(self.captions.params)
 
     @property
     def default_sampler(self) -> str:
@@ -189,19 +196,13 @@ class Pipeline:
 
     @property
     def default_steps(self) -> int:
-        """4 for a consistency model (fewer if it was trained at fewer times), 50 for a teacher."""
-        return min(4, self.spec.original_steps) if self.spec.role == "consistency" else 50
+        """How many where a call names none; see sampling.defaults."""
+        return defaults.default_steps(self.spec.to_json())
 
     @property
     def default_w(self) -> float:
-        """The middle of the range a consistency model was trained on (0 if it is told none); for a teacher 2, of
-        Stable Diffusion's family 6.5."""
-        g = self.spec.guidance
-        if g is not None:
-            return (g.w_min + g.w_max) / 2
-        if self.spec.role == "consistency":
-            return 0.0
-        return 6.5 if self.spec.text.encoder == "clip" else 2.0
+        """Guidance where a call names none; see sampling.defaults."""
+        return defaults.default_w(self.spec.to_json())
 
     @cached_property
     def captions(self) -> CaptionEncoder:
@@ -242,15 +243,20 @@ class Pipeline:
         strength: float | None = None,
         tile: int | None = None,
         ids: SizeIds = UNCROPPED,
+        w: float | None = None,
     ) -> Setting:
-        """The setting with defaults filled in; ValueError if the model cannot be sampled so."""
+        """The setting with defaults filled in; ValueError if the model cannot be sampled so.
+
+        One for a w of 0 is for no other: it saves half the evaluations of a network that has no input for w.
+        """
         name = sampler or self.default_sampler
         can = ("lcm",) if self.spec.role == "consistency" else reference.SAMPLERS
         if name not in can:
             raise ValueError(f"a {self.spec.role} model is not sampled with {name!r}; choose {', '.join(can)}")
         side = self.spec.image_size
         height, width = (side, side) if size is None else size
-        made = Setting(name, self.default_steps if steps is None else steps, height, width, strength, tile, ids)
+        steps, guided = self.default_steps if steps is None else steps, self.spec.unet.w_width is None and w != 0
+        made = Setting(name, steps, height, width, strength, tile, ids, guided)
         self.spec.latents_of(height, width)
         if tile is not None and tile // self.spec.autoencoder.factor <= 2 * OVERLAP:
             least = (2 * OVERLAP + 1) * self.spec.autoencoder.factor
@@ -294,9 +300,12 @@ class Pipeline:
             self._compiled["tokens", setting] = jax.jit(draw)
         return self._compiled["tokens", setting]
 
-    def nfe(self, name: str, steps: int) -> int:
-        """Network evaluations of one image; those of a guided teacher count twice."""
-        return steps if name == "lcm" else reference.nfe(name, steps, guided=True)
+    def nfe(self, setting: Setting) -> int:
+        """Network evaluations of one image; guided ones count twice."""
+        times = self.times(setting)
+        if setting.sampler == "lcm":
+            return len(times) * (2 if setting.guided else 1)
+        return reference.nfe(setting.sampler, len(times) - 1, setting.guided)
 
     def draw(
         self,
@@ -342,14 +351,16 @@ class Pipeline:
     ) -> Latent:
         """Latents in diffusion units by multistep consistency sampling (LCM Alg. 3), or a guided teacher's trajectory.
 
-        `start` holds latents to be changed. A student without an input for w (LCM-LoRA) is guided from outside.
+        `start` holds latents to be changed. A student without an input for w (LCM-LoRA) is guided from outside, by
+        `setting` or not.
         """
         net, kind, times = partial(self.unet.apply, params, read=self.read), self.spec.kind, self.times(setting)
-        if self.spec.unet.w_width is None:
+        if setting.guided:
             field = guided_field(self.path, kind, net, told, empty, w)
         else:
-            features = guidance_embedding(w, self.spec.unet.w_width)
-            field = network_field(self.path, kind, partial(net, **told, w_features=features))
+            width = self.spec.unet.w_width
+            features = {} if width is None else {"w_features": guidance_embedding(w, width)}
+            field = network_field(self.path, kind, partial(net, **told, **features))
         if setting.sampler == "lcm":
             f = consistency(self.path, LCMBoundary(self.spec.timestep_scaling), field)
             return few_step.sample(f, self.path, noise, times, start=start)

@@ -254,10 +254,10 @@ def forecast(
     found = Forecast(plan, on, memory, accessed, traffic, measured, {})
     if found.fits is not False:
         return found
-    return Forecast(plan, on, memory, accessed, traffic, measured, what_helps(config, plan, on))
+    return Forecast(plan, on, memory, accessed, traffic, measured, what_helps(config, plan))
 
 
-def what_helps(config: Any, plan: Plan, on: Topology) -> dict[str, tuple[int, int]]:
+def what_helps(config: Any, plan: Plan) -> dict[str, tuple[int, int]]:
     """Changes of a config that lower the estimated peak: (bytes that stay, peak) of each."""
     cfg, devices = sections.plain(config), list(plan.mesh.devices.flat)
     split = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]

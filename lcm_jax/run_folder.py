@@ -326,8 +326,7 @@ def normalised(spec: ModelSpec, params: Params, data: Mapping[str, Any]) -> Para
     """An autoencoder's weights with the latent statistics of its training images folded in."""
     wanted = ("reader_name", "image_size", "split", "options")
     images = training_images(**{k: data[k] for k in wanted if k in data}).pixels
-    whole = len(images) - len(images) % MEASURED if len(images) > MEASURED else len(images)
-    batches = [images[i : i + MEASURED] for i in range(0, whole, MEASURED)]
+    batches = [images[i : i + MEASURED] for i in range(0, len(images), MEASURED)]
     return latent_norm.fold(params, *latent_norm.statistics(network(spec, "autoencoder"), params, batches))
 
 

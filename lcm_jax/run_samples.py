@@ -47,7 +47,7 @@ def prompts_drawer(run: Run) -> Callable[[Params], tuple[np.ndarray, dict[str, A
     names = [run.loader.row(i).caption for i in rows["index"]]
     steps = pipe.default_steps if run.spec.role == "consistency" else 25
     w = pipe.default_w
-    sampler = pipe.sampler(pipe.default_sampler, steps)
+    sampler = pipe.sampler(pipe.default_sampler, steps, w=w)
     told = condition_of(rows) if "context" in rows else pipe.encode(names)
     uncond = run.frozen["batch"]["uncond"]
     keys = image_keys(names, 1, seed=0)

@@ -1,6 +1,7 @@
 """The sections of a config, each turned into the part of a run that it describes."""
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.parallel.transfer import own_rows
 from lcm_jax.settings import call, known
+from lcm_jax.train import checkpoint, loop
 from lcm_jax.train.averages import averages
 from lcm_jax.train.optimizer import SETTINGS as OPTIMIZER_SETTINGS
-from lcm_jax.train.optimizer import learning_rate, optimizer
+from lcm_jax.train.optimizer import UNUSED, learning_rate, optimizer
 
+log = logging.getLogger(__name__)
 SECTIONS = ("seed", "steps", "data", "model", "objective", "optimizer", "average", "mesh", "loop", "checkpoint")
 AVERAGE_KEYS = ("ema_decay", "ema_power")
 OPTIMIZER_KEYS = ("name", "rate", "schedule", "warmup", "final", "accumulate", *OPTIMIZER_SETTINGS)
@@ -33,13 +36,18 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     for section, keys in REQUIRED.items():
         if missing := [key for key in keys if key not in cfg[section]]:
             raise ValueError(f"config.{section} lacks {', '.join(missing)}")
+    known(cfg["loop"], loop.SETTINGS, "config.loop")
+    loop.check({"steps": cfg["steps"]}, "config.")
+    loop.check(cfg["loop"], "config.loop.")
+    known(cfg["checkpoint"], checkpoint.SETTINGS, "config.checkpoint")
+    checkpoint.check(cfg["checkpoint"], "config.checkpoint.")
     return cfg
 
 
 def build_objective(section: Mapping[str, Any], **given: Any) -> base.Objective:
     """The objective a config section names."""
     settings = dict(section)
-    return base.get(settings.pop("name"), **given, **settings)
+    return call(base.builder(settings.pop("name")), "config.objective", settings, **given)
 
 
 def takes(objective: str, setting: str) -> bool:
@@ -69,7 +77,7 @@ def mesh_of(cfg: Mapping[str, Any], devices: Sequence[jax.Device] | None = None)
     known(others, ("default", *rules.TREES), "config.mesh.rules")
     rule_set = rules.by_tree(others.pop("default", "replicate"), others)
     given = {} if devices is None else {"devices": devices}
-    return call(make_mesh, "config.mesh", **settings, **given), rule_set
+    return call(make_mesh, "config.mesh", settings, **given), rule_set
 
 
 def own_rows_of(cfg: Mapping[str, Any]) -> np.ndarray:
@@ -89,6 +97,8 @@ def optimizer_of(cfg: Mapping[str, Any]) -> Any:
     accumulate, batch = opt.get("accumulate", 1), cfg["data"]["batch_size"]
     if accumulate < 1 or batch % accumulate:
         raise ValueError(f"config.optimizer.accumulate {accumulate} does not divide batch size {batch}")
+    if without := [k for k in UNUSED.get(opt["name"], ()) if k in opt]:
+        log.warning("config.optimizer.%s has no effect: %s does not take it", without[0], opt["name"])
     return optimizer(
         opt["name"],
         learning_rate(opt["rate"], cfg["steps"], **{k: opt[k] for k in ("schedule", "warmup", "final") if k in opt}),

@@ -2,18 +2,22 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
-def call(function: Callable[..., Any], section: str, *args: Any, **settings: Any) -> Any:
-    """function(*args, **settings); ValueError for a setting that it does not take (with the nearest) or lacks."""
-    parameters = inspect.signature(function).parameters
+def call(function: Callable[..., Any], section: str, settings: Mapping[str, Any], **given: Any) -> Any:
+    """function(**settings, **given).
+
+    Raises ValueError for a setting that it does not take (with the nearest), that it lacks, or that is `given`.
+    """
+    if twice := [name for name in settings if name in given]:
+        raise ValueError(f"{section} has {twice[0]!r}, which is given to it from elsewhere: leave it out")
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name not in given}
     known(settings, parameters, section)
-    needed = [name for name, p in parameters.items() if p.default is p.empty][len(args) :]
-    if missing := [name for name in needed if name not in settings]:
+    if missing := [name for name, p in parameters.items() if p.default is p.empty and name not in settings]:
         raise ValueError(f"{section} lacks {', '.join(missing)}")
-    return function(*args, **settings)
+    return function(**settings, **given)
 
 
 def known(given: Iterable[str], allowed: Iterable[str], section: str) -> None:

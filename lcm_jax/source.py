@@ -30,7 +30,7 @@ from lcm_jax.weights import bijection, diffusers_folder, diffusers_hub, folder
 from lcm_jax.weights.diffusers_names import autoencoder_names
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.single_file import SingleFile
-from lcm_jax.weights.tensor_files import open_tensors
+from lcm_jax.weights.tensor_files import Shards, TorchFile, open_tensors
 
 ASSETS = Path(__file__).parent / "assets"
 TEXT = ("text_encoder", "text_encoder_2")
@@ -150,10 +150,9 @@ class DiffusersFolder(Model):
         return self.where / diffusers_name(name)
 
     def files(self, name: str) -> list[Path]:
-        part, tag = self.part(name), f".{self._variant}" if self._variant else ""
-        return sorted(p for p in part.iterdir() if p.suffix in (".safetensors", ".bin") and tag in p.stem)
+        return self.tensors(name).paths
 
-    def tensors(self, name: str) -> Mapping[str, np.ndarray]:
+    def tensors(self, name: str) -> SafetensorsFile | TorchFile | Shards:
         stem = "model" if name in TEXT else "diffusion_pytorch_model"
         return open_tensors(self.part(name), stem, self._variant)
 

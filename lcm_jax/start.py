@@ -90,7 +90,7 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
         given = dict(model["lora"])
         if (targets := given.pop("targets", None)) is not None:
             given["targets"] = tuple(targets)
-        lora = call(LoraConfig, "config.model.lora", **given)
+        lora = call(LoraConfig, "config.model.lora", given)
         if fresh:
             raise ValueError("config.model.lora adapts a trained network: give no preset in config.model.unet")
     # A plan is of another machine than the one that makes it: what that could not compute is no error.

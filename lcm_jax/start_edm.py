@@ -14,6 +14,7 @@ from lcm_jax.source import Model, open_model
 from lcm_jax.start import opened
 
 SWITCHES = ("norm", "classes", "dropout", "dtype", "remat")  # of the network, beside its preset
+INTERVALS, MIDDLE = 640, 420  # of the grid, where the second of two steps begins: at 0.5286 of 80 (sLCT's script)
 MODEL_KEYS = ("start", "teacher", "family", "variant", "kind", "network", *SWITCHES, "about")
 
 
@@ -55,7 +56,7 @@ def starting_point(
         own = getattr(sizes, what)
         if not fresh and changes.get(what, own) != own:
             raise ValueError(f"config.model.{what} is {changes[what]!r}, the weights of {source} are of {own!r}")
-    boundary, reading = getattr(objective, "boundary", None), objective.reading
+    reading = objective.reading
     if reading.label_drop and not changes.get("classes", sizes.classes):
         raise ValueError("config.objective.label_drop drops labels, but config.model.classes is 0: leave it out")
     spec = build_dataclass(
@@ -67,7 +68,7 @@ def starting_point(
             "autoencoder": started.autoencoder,
             "sigma_data": reading.sigma_data,
             "time_scale": reading.time_scale,
-            **({} if boundary is None else {"sigma_min": boundary.sigma_min}),
+            **noise_range(objective),
             "classes": () if fresh else started.classes,
             "about": {**started.about, **(model.get("about") or {})},
         },
@@ -87,6 +88,20 @@ def starting_point(
     if teacher is not None and not objective.needs_teacher:
         raise ValueError(f"objective {name!r} has no use for config.model.teacher: name it in config.model.start")
     return EDMStart(spec, found, fresh, teacher)
+
+
+def noise_range(objective: base.Objective) -> dict[str, Any]:
+    """The noise levels that a consistency model is trained at, and those to sample it at; {} for others.
+
+    Where the objective's times lie on no grid (ECT), only where its f is the identity.
+    """
+    if not isinstance(objective, Consistency):
+        return {}
+    karras, low = getattr(objective.pair, "karras", None), {"sigma_min": objective.boundary.sigma_min}
+    if karras is None:
+        return low
+    high, middle = karras.sigma_max, float(f"{karras.grid(INTERVALS)[MIDDLE]:.4g}")
+    return {**low, "sigma_max": high, "rho": karras.rho, "sigmas": ((high,), (high, middle))}
 
 
 def agree(name: str, given: EDMSpec, wanted: EDMSpec) -> None:

@@ -16,12 +16,10 @@ from lcm_jax.data import prompts
 from lcm_jax.data.encoders import STATES
 from lcm_jax.data.example import TRAIN
 from lcm_jax.data.manifest import Manifest
-from lcm_jax.diffusion.field import guided_field, network_field
 from lcm_jax.drawers import Drawers
 from lcm_jax.encoding import pixels, sharing
 from lcm_jax.objectives.base import unconditional
 from lcm_jax.pipeline import Pipeline, Setting, image_keys
-from lcm_jax.sampling import reference
 from lcm_jax.source import open_model
 
 
@@ -61,9 +59,9 @@ def synthesize(
     if pipe.spec.role == "consistency":
         raise ValueError(f"{model} is a consistency model: have the pictures drawn by its teacher, a diffusion model")
     side = pixels(found, size)
-    setting = pipe.setting(sampler, steps, (side, side))
     w = pipe.default_w if w is None else w
     pipe.check_guidance(w)
+    setting = pipe.setting(sampler, steps, (side, side), w=w)
     drawn = {"sampler": sampler, "steps": steps, "w": w, "seed": seed}
     return latents.encode(
         prompts.to_draw(captions, n),
@@ -100,22 +98,17 @@ def drawer(
 ) -> Callable[..., np.ndarray]:
     """(keys, what is stored of their captions) -> unscaled latents [b, h, w, c], each by its own key.
 
-    Without `states` only token ids are stored, of which they are made. A w of 0 saves half the evaluations.
+    Without `states` only token ids are stored, of which they are made.
     """
     drawers = Drawers((pipe.params["unet"], None if states else pipe.captions.params))
-    size, times, empty = drawers.size(batch_size, batch_size), pipe.times(setting), pipe.uncond
+    size, empty = drawers.size(batch_size, batch_size), pipe.uncond
 
     @jax.jit
     def draw(params, text, keys, *stored):
         told = dict(zip(STATES, stored, strict=False)) if states else pipe.captions.states(text, *stored)
         told = pipe.sized(told, setting)
-        net, kind = partial(pipe.unet.apply, params), pipe.spec.kind
-        if w:
-            each_w = jnp.full(len(keys), w, jnp.float32)
-            field = guided_field(pipe.path, kind, net, told, unconditional(told, empty), each_w)
-        else:
-            field = network_field(pipe.path, kind, partial(net, **told))
-        z = reference.sample(setting.sampler, pipe.path, field, pipe.noise(setting, keys)[0], times)
+        each_w = jnp.full(len(keys), w, jnp.float32)
+        z = pipe.latents(setting, params, told, unconditional(told, empty), each_w, pipe.noise(setting, keys))
         return z / pipe.spec.autoencoder.scale
 
     def of(keys: Sequence[str], stored: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -9,7 +9,6 @@ Latent = Float[Array, "b *latent"]  # any rank: images are [b, h, w, c], exact-t
 Times = Num[Array, " b"]  # int table index on a VP path, sigma on a VE path
 Guidance = Float[Array, " b"]  # w of LCM: cond + w (cond - uncond)
 PerSample = Float[Array, " b"]
-Context = Float[Array, "b l d"]  # token states of the caption, zero where padded
 Condition = Mapping[str, Any]  # what a captioned network is told, by its keyword: context[, pooled, time_ids]
 
 Params = Mapping[str, Any]  # nested dicts of arrays

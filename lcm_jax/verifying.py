@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Float
 
 from lcm_jax import captions, exporting, source
-from lcm_jax.export import diffusers_folder, model_card
+from lcm_jax.export import diffusers_folder
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.pipeline import Pipeline
+from lcm_jax.sampling.defaults import default_steps, default_w
 from lcm_jax.typing import Params
 from lcm_jax.weights import folder
 
-LCM_STEPS, DDIM_STEPS = 4, 10
+DDIM_STEPS = 10
 Noise = Float[np.ndarray, "n b h w c"]
 
 
@@ -81,9 +82,8 @@ def compared(
 
 def setting(spec: ModelSpec) -> Setting:
     """4 steps of a consistency model, 10 of DDIM for a teacher, at the w one would begin with."""
-    student = spec.role == "consistency"
-    steps = min(LCM_STEPS, spec.original_steps) if student else DDIM_STEPS
-    w = model_card.default_w(spec.to_json())
+    student, told = spec.role == "consistency", spec.to_json()
+    steps, w = default_steps(told) if student else DDIM_STEPS, default_w(told)
     return Setting(steps, steps if student else 1, w, spec.latent_shape, spec.image_size, bool(spec.text.towers))
 
 
@@ -93,7 +93,7 @@ def draw(leaving: exporting.Leaving, dtype: str, prompts: Sequence[str], noise: 
     weights = lambda name: jax.tree.map(partial(rounded, dtype), leaving.networks[name])
     told, empty = conditions(leaving, weights, [list(prompts), [""] * len(prompts)])
     pipe = Pipeline(spec, {})
-    drawn = pipe.setting(pipe.default_sampler, how.steps)
+    drawn = pipe.setting(pipe.default_sampler, how.steps, w=how.w)
     w = jnp.full(len(prompts), how.w, jnp.float32)
     latents = jax.jit(partial(pipe.latents, drawn))
     z = latents(weights("unet"), pipe.sized(told, drawn), pipe.sized(empty, drawn), w, jnp.asarray(noise))

@@ -1,11 +1,15 @@
 """Folding latent statistics into an autoencoder: same pictures, latents of unit variance."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from lcm_jax import latent_norm
+from lcm_jax import latent_norm, run_folder
 from lcm_jax.models import presets
 from lcm_jax.models.autoencoder import autoencoder
 
@@ -40,6 +44,14 @@ def test_folded_latents_have_zero_mean_and_unit_variance(made):
     again = latent_norm.statistics(net, folded, [images])
     np.testing.assert_allclose(again[0], 0, atol=1e-5)
     np.testing.assert_allclose(again[1], 1, atol=1e-5)
+
+
+def test_every_training_image_is_measured(made, monkeypatch):
+    net, params, images, mean, std = made
+    monkeypatch.setattr(run_folder, "training_images", lambda: SimpleNamespace(pixels=images))
+    monkeypatch.setattr(run_folder, "MEASURED", 10)  # of 24 images
+    folded = run_folder.normalised(tiny.spec("autoencoder"), params, {})
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), folded, latent_norm.fold(params, mean, std))
 
 
 def test_folding_changes_no_reconstruction(made):

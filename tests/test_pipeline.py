@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from PIL import Image
 
 from lcm_jax import captions, drawing, pipeline
 from lcm_jax.drawers import Drawers
+from lcm_jax.evaluate import grid
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
 
 
@@ -67,7 +69,7 @@ def test_many_pictures_come_in_batches_of_one_shape(student, monkeypatch):
 
 def test_devices_share_the_pictures_of_a_call(student):
     many = Pipeline(student.spec, student.params)
-    many.drawers = Drawers((many.params, many.captions.params), jax.devices()[:4])
+    many.drawers = Drawers(many.params, jax.devices()[:4])
     assert (many.drawers.size(4, 10), many.drawers.size(4, 30), student.drawers.size(4, 3)) == (12, 16, 3)
     close(many("a red disc", steps=1, n=10), student("a red disc", steps=1, n=10))
     (draw,) = many._compiled.values()
@@ -111,7 +113,42 @@ def test_w_and_context_matter_and_one_key_is_split(student):
 def test_defaults_follow_the_model(student, teacher):
     assert (student.default_sampler, student.default_steps, student.default_w) == ("lcm", 4, 2.0)
     assert (teacher.default_sampler, teacher.default_steps, teacher.default_w) == ("ddim", 50, 2.0)
-    assert student.nfe("lcm", 4) == 4 and teacher.nfe("ddim", 4) == 8 and teacher.nfe("heun", 4) == 14
+    nfe = lambda pipe, *setting, **more: pipe.nfe(pipe.setting(*setting, **more))
+    assert nfe(student, "lcm", 4) == 4 and nfe(teacher, "ddim", 4) == 8 and nfe(teacher, "heun", 4) == 14
+    assert nfe(student, "lcm", 4, w=2.0) == 4 and nfe(teacher, "ddim", 4, w=0.0) == 4
+    assert nfe(teacher, "ddim", 10, strength=0.55) == 10 and nfe(teacher, "heun", 10, strength=0.55, w=0.0) == 9
+    assert nfe(student, "lcm", 4, strength=0.5) == 4  # a student's steps are all walked
+
+
+@pytest.mark.parametrize("role", ["consistency", "diffusion"])
+def test_guidance_is_evaluated_where_it_is_asked_for_and_counted(role, monkeypatch):
+    """Of a network without an input for w, an LCM-LoRA or a teacher: twice the rows, unless w is 0."""
+    spec = tiny.spec(role, unet=tiny.UNET, guidance=None)
+    pipe, rows = Pipeline(spec, tiny.weights(spec)), []
+    spy = lambda params, z, *rest, **told: rows.append(len(z)) or apply(params, z, *rest, **told)
+    apply, pipe.unet = pipe.unet.apply, replace(pipe.unet, apply=lambda *a, **k: spy(*a, **k))
+    drawn = {}
+    for w, times in ((0.0, 1), (1.0, 2), (2.0, 2), (1e-30, 2)):
+        rows.clear()
+        drawn[w] = pipe("a red disc", steps=2, n=3, w=w)
+        assert set(rows) == (set() if w in (2.0, 1e-30) else {3 * times})  # nothing compiles for another w
+        assert pipe.nfe(pipe.setting(steps=2, w=w)) == 2 * times
+    assert len(pipe._compiled) == 2
+    close(drawn[0.0], drawn[1e-30])  # guided by nothing
+    assert np.abs(drawn[0.0].astype(int) - drawn[2.0]).max() > 1
+
+
+def test_pictures_say_how_many_evaluations_made_them(teacher, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((tiny.SIZE, tiny.SIZE, 3), np.uint8)).save(photo)
+    more = {"steps": 4, "n": 1, "sampler": "ddim", "progress": False}
+    for name, told, count in (
+        ("guided", {"w": 2.0}, 8),
+        ("plain", {"w": 0.0}, 4),
+        ("changed", {"w": 2.0, "image": photo, "strength": 0.5}, 4),
+    ):
+        sheet, chosen = drawing.draw(teacher, ["a red disc"], tmp_path / name, **told, **more)
+        assert chosen["evaluations"] == grid.settings(sheet)["evaluations"] == count
 
 
 def test_keys_are_decided_by_seed_prompt_and_number():

@@ -5,12 +5,14 @@ import jax
 import numpy as np
 import pytest
 import tiny_sd
+from safetensors.numpy import save_file
 
 from lcm_jax import exporting
 from lcm_jax.assembly import placer
 from lcm_jax.parallel import rules
 from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.source import in_dtype, network, open_model
+from lcm_jax.weights.safetensors_file import SafetensorsFile
 
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
@@ -82,6 +84,28 @@ def test_an_autoencoder_alone_is_that_of_its_pipeline(written):
     assert alone.spec.autoencoder == whole.spec.autoencoder
     assert alone.fingerprint("autoencoder") == whole.fingerprint("autoencoder")
     jax.tree.map(np.testing.assert_array_equal, alone.load("autoencoder"), whole.load("autoencoder"))
+
+
+def test_the_identity_of_weights_is_that_of_the_files_that_are_read(written, tmp_path):
+    import json
+    import shutil
+
+    where = shutil.copytree(written[1], tmp_path / "model")
+    part, stem = where / "unet", "diffusion_pytorch_model"
+    alone, (file,) = open_model(where).fingerprint("unet"), open_model(where).files("unet")
+    assert file == part / f"{stem}.safetensors"
+    for other in (f"{stem}.fp16.safetensors", f"{stem}.bin", f"{stem}-00001-of-00002.safetensors"):
+        shutil.copy(file, part / other)
+    assert open_model(where).fingerprint("unet") == alone
+    assert open_model(where, "fp16").files("unet") == [part / f"{stem}.fp16.safetensors"]
+    tensors = SafetensorsFile(file)
+    halves = {f"{stem}-0000{i + 1}-of-00002.safetensors": sorted(tensors)[i::2] for i in range(2)}
+    for name, keys in halves.items():
+        save_file({key: tensors[key] for key in keys}, part / name)
+    home = {key: name for name, keys in halves.items() for key in keys}
+    (part / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": home}))
+    file.unlink()
+    assert [path.name for path in open_model(where).files("unet")] == list(halves)
 
 
 def test_what_is_no_autoencoder_or_lacks_its_weights_is_named(written, tmp_path):

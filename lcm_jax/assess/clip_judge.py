@@ -1,6 +1,6 @@
 """A whole CLIP from a folder, as Hugging Face saves openai/clip-vit-*: pictures and captions to one space."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lcm_jax.assess.spread import spread
-from lcm_jax.evaluate.clip_score import clip_scores
-from lcm_jax.evaluate.features import FeatureNet, Images, Set, extract, feature_batches, fingerprint
+from lcm_jax.evaluate.features import FeatureNet, fingerprint
 from lcm_jax.models import clip_text as text
 from lcm_jax.models import clip_vision as vision
 from lcm_jax.weights.bijection import from_torch
@@ -21,7 +20,6 @@ from lcm_jax.weights.tensor_files import open_tensors
 
 CAPTIONS = 64  # a batch
 _BICUBIC = 3  # Pillow's number
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +35,6 @@ class ClipJudge:
         """Of both towers and the vocabulary."""
         return fingerprint(self.vision.hash, self.text.hash, str(self.tokenizer.vocabulary))
 
-    def of_images(self, images: Images) -> Float[np.ndarray, "n d"]:
-        """Projected vectors of pictures; ValueError for none."""
-        return extract(self.vision, images)
-
     def of_captions(self, captions: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Projected vectors of captions, each different one computed once; long ones are cut with a warning."""
         different = sorted(set(captions))
@@ -48,16 +42,6 @@ class ClipJudge:
         blocks = (self.tokenizer.encode(different[i : i + CAPTIONS]) for i in range(0, len(different), CAPTIONS))
         vectors = np.concatenate([np.asarray(self.text.apply(_full(ids)))[: len(ids)] for ids in blocks])
         return vectors[[row[caption] for caption in captions]]
-
-    def scores(self, sets: Iterable[Set], captions: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """The CLIP score of each picture with its caption, pictures set by set; see evaluate.clip_score.
-
-        Raises ValueError when there are not as many pictures as captions.
-        """
-        seen = np.concatenate(list(feature_batches(self.vision, sets)))
-        if len(seen) != len(captions):
-            raise ValueError(f"{len(seen)} pictures and {len(captions)} captions: give one caption a picture")
-        return clip_scores(seen, self.of_captions(captions))
 
 
 def open_clip(folder: str | Path) -> ClipJudge:
@@ -109,8 +93,8 @@ def check_preprocessing(value: Mapping[str, Any], size: int, folder: Path) -> No
         "crop_size width": (side("crop_size", "width"), size),
         **{key: (value.get(key, True), True) for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")},
         "rescale_factor": (value.get("rescale_factor", 1 / 255), 1 / 255),
-        "image_mean": (value.get("image_mean", _MEAN), _MEAN),
-        "image_std": (value.get("image_std", _STD), _STD),
+        "image_mean": (value.get("image_mean", vision.MEAN), vision.MEAN),
+        "image_std": (value.get("image_std", vision.STD), vision.STD),
     }
     for key, (given, ours) in wanted.items():
         numbers = not isinstance(given, Mapping | None) and np.shape(given) == np.shape(ours)

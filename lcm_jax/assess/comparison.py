@@ -13,6 +13,7 @@ from lcm_jax.pipeline import Pipeline
 
 TEACHER_STEPS, STUDENT_STEPS = (50, 2, 4), (1, 2, 4, 8)
 FREE = ("a blue cat", "a red apple with a face", "a green heart", "a yellow car", "a happy robot")
+HELD = 7  # held-out captions before them
 TILE = 96  # pixels a picture should at least have along a side
 
 
@@ -45,7 +46,7 @@ def compare(
     about = {
         "prompts": list(prompts),
         "columns": [{"who": who, "steps": n, "w": w, "guidance": w + 1} for _, who, n, w in columns],
-        "evaluations": [pipe.nfe(pipe.default_sampler, n) for pipe, _, n, _ in columns],
+        "evaluations": [pipe.nfe(pipe.setting(steps=n, w=own_w)) for pipe, _, n, own_w in columns],
         "seed": seed,
         "student": student.origin,
         "teacher": teacher.origin,
@@ -53,10 +54,10 @@ def compare(
     return grid.save(out, sheet, about)
 
 
-def default_prompts(reader: str, count: int = 7, **options: object) -> list[str]:
-    """`count` held-out captions of a reader, each of another group, and some free text."""
-    rows = [e for e in data.reader(reader, **options) if e.split == HELDOUT]
+def default_prompts(reader: str) -> list[str]:
+    """Some held-out captions of a reader, each of another group, and some free text."""
+    rows = [e for e in data.reader(reader) if e.split == HELDOUT]
     captions: dict[str, str] = {}
     for i in shuffled([e.group for e in rows]):
         captions.setdefault(rows[i].group, rows[i].caption)
-    return [*list(captions.values())[:count], *FREE]
+    return [*list(captions.values())[:HELD], *FREE]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lcm_jax import cache
 from lcm_jax.assess.evaluation_plan import Plan, Setting, settings
 from lcm_jax.assess.evaluation_set import Captioned, EvaluationSet, choose
 from lcm_jax.assess.generation import generate, identity, reconstruct
@@ -19,7 +20,6 @@ from lcm_jax.evaluate.controls import blur
 from lcm_jax.evaluate.features import FeatureNet, Images, cached, extract, fingerprint
 from lcm_jax.evaluate.ratios import ratios
 from lcm_jax.pipeline import Pipeline
-from lcm_jax.weights.fetch import cache_folder
 from lcm_jax.weights.folder import write_text
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Judge:
     @cached_property
     def reference(self) -> scores.Reference:
         whole, train = self.set.whole, self.set.train
-        keep = cache_folder() / "features"
+        keep = cache.folder() / "features"
         train_features = cached(self.net, train.images, keep, self.progress)
         features = train_features if whole is train else cached(self.net, whole.images, keep, self.progress)
         real = labelled(self.asked, features[self.set.chosen])
@@ -122,12 +122,13 @@ def evaluate(
 
     pending = [s for s in wanted if identify(asdict(s)) not in kept]
     models = {"student": student, "teacher": teacher}
-    total = sum(models[s.who].nfe(s.sampler, s.steps) * len(judges[s.split].asked) * len(plan.seeds) for s in pending)
+    evaluations = lambda s: models[s.who].nfe(models[s.who].setting(s.sampler, s.steps, w=s.w))
+    total = sum(evaluations(s) * len(judges[s.split].asked) * len(plan.seeds) for s in pending)
     with tqdm(total=total, unit="evaluation", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:
         for setting in pending:
             bar.set_description(f"{setting.who} {setting.sampler} {setting.steps}, w {setting.w:g}, {setting.split}")
             pipe, judge = models[setting.who], judges[setting.split]
-            nfe = pipe.nfe(setting.sampler, setting.steps)
+            nfe = evaluations(setting)
             features = [
                 extract(net, draw(pipe, setting, seed, judge.asked, uncond, lambda n, nfe=nfe: bar.update(n * nfe)))
                 for seed in plan.seeds

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from lcm_jax.assess.evaluation_set import SPLITS
 from lcm_jax.pipeline import Pipeline
-from lcm_jax.sampling import few_step, reference
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,13 @@ QUICK = Plan(
 )  # fmt: skip
 
 
+def quick(model: Pipeline) -> Plan:
+    """QUICK, of a consistency model that was not trained at its w at the model's usual one."""
+    g = model.spec.guidance
+    trained = model.spec.role == "diffusion" or (g is not None and g.w_min <= QUICK.w[0] <= g.w_max)
+    return QUICK if trained else dataclasses.replace(QUICK, w=(model.default_w,))
+
+
 def settings(plan: Plan, student: Pipeline | None, teacher: Pipeline | None) -> list[Setting]:
     """Every setting in the order of its worth, the cheap ones of a split first.
 
@@ -72,11 +78,7 @@ def settings(plan: Plan, student: Pipeline | None, teacher: Pipeline | None) -> 
 def check(setting: Setting, pipe: Pipeline) -> None:
     """Raises ValueError if the model cannot be sampled so; warns when w lies outside its range."""
     pipe.check_guidance(setting.w)
-    if setting.who == "student":
-        few_step.lcm_times(setting.steps, pipe.path.T, pipe.spec.original_steps)
-    else:
-        reference.nfe(setting.sampler, setting.steps, guided=True)
-        reference.sampler_times(setting.sampler, setting.steps, pipe.path.T)
+    pipe.setting(setting.sampler, setting.steps)
 
 
 def roles(model: Pipeline, teacher: Pipeline | None) -> tuple[Pipeline | None, Pipeline | None]:

@@ -1,7 +1,7 @@
 """The pictures of an evaluation: one model, sampler, number of steps, w and seed over all captions of a set."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from lcm_jax.evaluate.features import Images, fingerprint
 from lcm_jax.models.functional import Net
 from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
 
-BATCH = 64  # at most; the batches of a set are of equal size, so that one compilation serves all
+BATCH = 64  # a device at most; the batches of a set are of equal size, so that one compilation serves all
 
 
 def generate(
@@ -28,21 +28,20 @@ def generate(
     done: Callable[[int], object] = int,
 ) -> Images:
     """An image for each caption, the one that the same prompt and seed give elsewhere; `done(n)` hears of each n."""
-    draw = pipe.sampler(sampler, steps)
-    keys = image_keys(asked.captions, 1, seed)
-    found = []
-    for index, used in batches(len(asked)):
-        told = {name: values[index] for name, values in asked.condition.items()}
-        every_w = jnp.full(len(index), w, jnp.float32)
-        found.append(np.asarray(draw(pipe.params, told, dict(uncond), every_w, keys[index]))[:used])
-        done(used)
-    return np.concatenate(found)
+    compiled, drawers, empty = pipe.sampler(sampler, steps, w=w), pipe.drawers, dict(uncond)
+
+    def draw(each_w, keys, *told):
+        return compiled(drawers.params, dict(zip(asked.condition, told, strict=True)), empty, each_w, keys)
+
+    rows = (np.full(len(asked), w, np.float32), image_keys(asked.captions, 1, seed), *asked.condition.values())
+    return drawers.map(draw, rows, drawers.even_size(BATCH, len(asked)), done)
 
 
 def reconstruct(pipe: Pipeline, images: Images) -> Images:
     """Images through the model's autoencoder, its posterior means decoded: the best a model on its latents can do."""
-    through, params = reconstructor(pipe.autoencoder), pipe.params["autoencoder"]
-    return np.concatenate([np.asarray(through(params, images[index]))[:used] for index, used in batches(len(images))])
+    drawers = pipe.drawers
+    through = partial(reconstructor(pipe.autoencoder), drawers.params["autoencoder"])
+    return drawers.map(through, (images,), drawers.even_size(BATCH, len(images)), int)
 
 
 @lru_cache(maxsize=4)
@@ -55,12 +54,6 @@ def reconstructor(net: Net) -> Callable[..., Any]:
         return to_pixels(net.apply(params, jnp.split(moments, 2, axis=-1)[0], method="decode"))
 
     return through
-
-
-def batches(n: int) -> list[tuple[np.ndarray, int]]:
-    """(row numbers, how many of them count) of each batch; the last row fills the last batch up."""
-    size = -(-n // -(-n // BATCH))
-    return [(np.minimum(np.arange(i, i + size), n - 1), min(size, n - i)) for i in range(0, n, size)]
 
 
 def identity(pipe: Pipeline | EDMPipeline) -> str:

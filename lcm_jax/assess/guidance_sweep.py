@@ -44,13 +44,13 @@ def sweep(
     splits = [split for split in SPLITS if len(found[split])]  # no more training captions than held-out ones
     judge = Judge(choose(found, splits, limit)[TRAIN], net, pipe, resamples, progress)
     rows = []
-    total = len(ws) * len(judge.asked) * pipe.nfe(name, steps)
+    evaluations = {w: pipe.nfe(pipe.setting(name, steps, w=w)) for w in ws}
+    total = len(judge.asked) * sum(evaluations.values())
     with tqdm(total=total, unit="evaluation", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:
         for w in sorted(ws):
             bar.set_description(f"{name} {steps}, w {w:g}")
-            images = generate(
-                pipe, name, steps, w, seed, judge.asked, uncond, lambda n: bar.update(n * pipe.nfe(name, steps))
-            )
+            done = lambda n, each=evaluations[w]: bar.update(n * each)
+            images = generate(pipe, name, steps, w, seed, judge.asked, uncond, done)
             found_scores, _ = scores.score(judge.reference, [extract(net, images)])
             rows.append({"w": w, "guidance": w + 1, "sampler": name, "steps": steps, "scores": found_scores})
     return best(rows), rows

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from lcm_jax import cache
 from lcm_jax.assess.feature_networks import feature_network
 from lcm_jax.assess.generation import identity
 from lcm_jax.assess.picture_scores import NEIGHBOURS, score_pictures
@@ -17,7 +18,6 @@ from lcm_jax.assess.reference_statistics import RealImages, reference, some_feat
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate.report import table
 from lcm_jax.settings import call
-from lcm_jax.weights.fetch import cache_folder
 from lcm_jax.weights.folder import write_text
 
 
@@ -60,13 +60,13 @@ def run(
     Every class of a model that is told classes has its turn; processes take turns, too. Raises ValueError for
     settings that are unknown or missing, and steps the model has no noise levels for, before anything is drawn.
     """
-    plan = call(Plan, "config", **config)
+    plan = call(Plan, "config", config)
     times = {steps: pipe.times(steps).tolist() for steps in plan.steps}
     size = min(plan.manifold, plan.samples, real.count)
     least = max(NEIGHBOURS + 1, jax.process_count())
     if 0 < size < least:
         raise ValueError(f"precision and recall need {least} pictures a side, not {size}: set config.manifold=0")
-    net, keep = feature_network(plan.features), cache_folder() / "statistics"
+    net, keep = feature_network(plan.features), cache.folder() / "statistics"
     statistics = reference(net, real, keep)
     manifold = some_features(net, real, size, keep) if size else None
     own = np.arange(plan.samples)[jax.process_index() :: jax.process_count()]

@@ -1,6 +1,6 @@
 """FID, CLIP score, precision and recall of many pictures that are seen once, set by set, and never held together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,6 @@ def score_pictures(
     clip: ClipJudge | None = None,
     manifold: Features | None = None,
     batch: int = BATCH,
-    done: Callable[[int], object] = int,
 ) -> dict[str, Any]:
     """The Frechet distance to `real` and, with a CLIP, the mean score with the captions, as JSON values.
 
@@ -40,7 +39,7 @@ def score_pictures(
     size = 0 if manifold is None else len(manifold)
     own, first = len(range(jax.process_index(), size, jax.process_count())), []
     for images in sets:
-        for features in feature_batches(net, [images], batch, done):
+        for features in feature_batches(net, [images], batch):
             if seen.count < own:
                 first.append(features[: own - seen.count])
             seen.add(features)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from lcm_jax import cache
 from lcm_jax.assess.clip_judge import open_clip
 from lcm_jax.assess.feature_networks import feature_network
 from lcm_jax.assess.generation import identity
@@ -20,7 +21,6 @@ from lcm_jax.evaluate.report import table
 from lcm_jax.parallel.agreement import on_all
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.settings import known
-from lcm_jax.weights.fetch import cache_folder
 from lcm_jax.weights.folder import write_text
 
 KEYS = ("prompts", "samples", "seed", "w", "student", "teacher", "features", "clip")
@@ -69,7 +69,7 @@ def run(
         pipes[row.who].setting(row.sampler, row.steps)  # raises now what cannot be sampled
     net = feature_network(config["features"])
     clip = open_clip(config["clip"]) if config.get("clip") else None
-    statistics = reference(net, real, cache_folder() / "statistics")
+    statistics = reference(net, real, cache.folder() / "statistics")
     own = list(prompts[:asked])[jax.process_index() :: jax.process_count()]
     captions = [prompt for prompt in own for _ in range(config["samples"])]
     models = {who: identity(pipe) for who, pipe in pipes.items()}
@@ -83,7 +83,7 @@ def run(
             "seed": config["seed"],
             "samples": config["samples"],
             "prompts": asked,
-            "evaluations": pipes[row.who].nfe(row.sampler, row.steps),
+            "evaluations": pipes[row.who].nfe(pipes[row.who].setting(row.sampler, row.steps, w=row.w)),
             "guidance": "w is LCM's: cond + w (cond - uncond); guidance = w + 1",
             "judged": judged,
         }

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from lcm_jax.data import images as pixels
 from lcm_jax.evaluate.feature_statistics import FeatureStatistics, joined_over_hosts, merged_over_hosts, statistics
 from lcm_jax.evaluate.features import BATCH, FeatureNet, Features, Images, Set, feature_batches, fingerprint
-from lcm_jax.evaluate.frechet import Moments, moments_of
 from lcm_jax.parallel.agreement import on_all
 from lcm_jax.weights.folder import write_bytes
 
@@ -42,11 +41,6 @@ class RealImages:
         own = (np.arange(self.count) if rows is None else rows)[jax.process_index() :: jax.process_count()]
         for start in range(0, len(own), batch):
             yield self.load(own[start : start + batch])
-
-
-def of_arrays(images: Images) -> RealImages:
-    """Pictures in memory, the same on every host."""
-    return RealImages(fingerprint(images), len(images), lambda rows: images[rows])
 
 
 def of_files(paths: Sequence[Path], size: int) -> RealImages:
@@ -90,7 +84,7 @@ def threaded(load: Callable[[Any], np.ndarray], some: Sequence[Any] | Rows) -> I
 
 
 def reference(
-    net: FeatureNet, real: RealImages, keep: str | Path, batch: int = BATCH, done: Callable[[int], object] = int
+    net: FeatureNet, real: RealImages, keep: str | Path, batch: int = BATCH
 ) -> FeatureStatistics:
     """Statistics of the real images through the network, from the folder `keep` if they were taken before.
 
@@ -102,7 +96,7 @@ def reference(
     path = _path(keep, about)
     kept = _read(path, about, ("mu", "scatter"))
     if not on_all(kept is not None):
-        found = merged_over_hosts(statistics(net, real.sets(batch), batch, done))
+        found = merged_over_hosts(statistics(net, real.sets(batch), batch))
         if found.count != real.count:
             raise ValueError(f"{found.count} of {real.count} real images were read: give all of them")
         _write(path, about, {"mu": found.mean, "scatter": found.scatter}, sigma=found.covariance)
@@ -111,7 +105,7 @@ def reference(
 
 
 def some_features(
-    net: FeatureNet, real: RealImages, n: int, keep: str | Path, batch: int = BATCH, done: Callable[[int], object] = int
+    net: FeatureNet, real: RealImages, n: int, keep: str | Path, batch: int = BATCH
 ) -> Features:
     """Features [n, d] of n of the real images, drawn with a fixed seed; kept as `reference` keeps. All must call it.
 
@@ -124,24 +118,10 @@ def some_features(
     kept = _read(path, about, ("features",))
     if not on_all(kept is not None):
         rows = np.sort(np.random.default_rng(0).choice(real.count, n, replace=False))
-        own = list(feature_batches(net, real.sets(batch, rows), batch, done))
+        own = list(feature_batches(net, real.sets(batch, rows), batch))
         kept = (joined_over_hosts(np.concatenate(own), n),)
         _write(path, about, {"features": kept[0]})
     return kept[0]
-
-
-def published(path: str | Path) -> Moments:
-    """Mean and covariance (`mu`, `sigma`) that an FID program wrote as .npz; ValueError for another file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = np.asarray(file["mu"], np.float64), np.asarray(file["sigma"], np.float64)
-    except FileNotFoundError:
-        raise
-    except _UNREADABLE as error:
-        raise ValueError(f"{path} holds no mu and sigma ({error}): give what an FID program wrote") from error
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(f"{path} has mu {mean.shape} and sigma {covariance.shape}, which do not fit: write it again")
-    return moments_of(mean, covariance)
 
 
 def _about(net: FeatureNet, real: RealImages) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lcm_jax.data.example import Example
 from lcm_jax.data.images import Look
+from lcm_jax.settings import call, known
 
 log = logging.getLogger(__name__)
 KINDS = {bool: "true or false", str: "text"}
@@ -27,23 +28,19 @@ def reader(name: str, /, **options) -> list[Example]:
     """The captioned images that the reader `name` finds; `options` are the keywords of its `examples` and of Look.
 
     What a damaged source could not list is warned of, a line each, and stands in the list's `damage`.
-    Raises KeyError for an unknown reader (listing the known), TypeError for unknown or missing options and ValueError
-    for values they cannot have.
+    Raises KeyError for an unknown reader (listing the known), ValueError for unknown or missing options and for values
+    they cannot have.
     """
-    examples = _module(name).examples
+    examples, section = _module(name).examples, f"data reader {name!r}"
     looks = inspect.signature(Look).parameters
     parameters = {k: p for k, p in inspect.signature(examples).parameters.items() if k != "look"} | looks
-    unknown = [k for k in options if k not in parameters]
-    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in options]
-    if unknown or missing:
-        wrong = " and ".join([f"no option {k!r}" for k in unknown] + [f"needs {k!r}" for k in missing])
-        accepted = ", ".join(str(p) for p in parameters.values())
-        raise TypeError(f"data reader {name!r}: {wrong}; it takes {accepted}")
+    known(options, parameters, section)
     for k, value in options.items():
         kind = parameters[k].annotation
         if kind in KINDS and not isinstance(value, kind):
-            raise ValueError(f"data reader {name!r}: {k} is {KINDS[kind]}, not {value!r}")
-    found = examples(**{k: v for k, v in options.items() if k not in looks}, look=look_of(options))
+            raise ValueError(f"{section}: {k} is {KINDS[kind]}, not {value!r}")
+    own = {k: v for k, v in options.items() if k not in looks}
+    found = call(examples, section, own, look=look_of(options))
     for damage in getattr(found, "damage", ()):
         log.warning("%s", damage)
     return found

@@ -15,15 +15,17 @@ from lcm_jax.data.example import TRAIN, Example
 from lcm_jax.data.loader import Loader, stream
 from lcm_jax.data.manifest import Row
 
+DECODING = 4  # threads
+
 
 class ImageRows:
     """Every example decoded once, uint8 [n, size, size, 3]."""
 
-    def __init__(self, examples: Sequence[Example], size: int, threads: int = 4):
+    def __init__(self, examples: Sequence[Example], size: int):
         def load(example: Example) -> np.ndarray:
             return images.fit(example.load(), size)
 
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(DECODING) as pool:
             loaded = pool.map(load, examples)
             bar = tqdm(loaded, "decode", len(examples), unit="image", dynamic_ncols=True)
             self.pixels = np.stack(list(bar))

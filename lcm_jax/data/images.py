@@ -93,8 +93,3 @@ def fit(
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 pixels 0..255 -> float32 in [-1, 1], the range of the autoencoders."""
     return image.astype(np.float32) / 127.5 - 1.0
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1] -> uint8 pixels, clipped and rounded: the inverse of `to_float`."""
-    return np.clip(np.rint((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lcm_jax.data import shards
+from lcm_jax.data.example import TRAIN
 
 FORMAT, VERSION = "lcm_jax.latents", 1
 MAKERS = "launch.encode or launch.synthesize"
@@ -150,23 +151,30 @@ def element_stats(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return array[0], array[1]
 
 
-def statistics(folder: str | Path, per: str = "element") -> tuple[np.ndarray, np.ndarray]:
+def statistics(folders: Sequence[str | Path], per: str = "element") -> tuple[np.ndarray, np.ndarray]:
     """Mean and std [h, w, c] of unscaled latents, of every "element" or of every "channel" over the whole image.
 
-    Raises ValueError for another word, and for latents of which an element never changes.
+    Several folders count as one, each by the examples it was measured on: its train split's, where it has one. Raises
+    ValueError for another word, and for latents of which an element never changes.
     """
     if per not in ("element", "channel"):
         raise ValueError(f"config.data.statistics is {per!r}; choose 'element' or 'channel'")
+    made = [read(folder) for folder in folders]
     if per == "element":
-        mean, std = element_stats(folder)
+        stats = np.array([element_stats(folder) for folder in folders], np.float64)
     else:
-        made = read(folder)
-        wide = lambda values: np.broadcast_to(np.asarray(values, np.float32), made.latent_shape)
-        mean, std = wide(made.channel_mean), wide(made.channel_std)
+        wide = lambda m: [np.broadcast_to(values, m.latent_shape) for values in (m.channel_mean, m.channel_std)]
+        stats = np.array([wide(m) for m in made])
+    means, stds = stats[:, 0], stats[:, 1]
+    counts = np.array([m.counts.get(TRAIN, sum(m.counts.values())) for m in made])
+    share = (counts / counts.sum()).reshape(-1, 1, 1, 1)
+    mean = (share * means).sum(0)
+    std = np.sqrt((share * (stds**2 + (means - mean) ** 2)).sum(0))  # the law of total variance
     if not (std > 0).all():
         where = tuple(int(i) for i in np.argwhere(~(std > 0))[0])
-        raise ValueError(f"{folder}: element {where} of the latents never changes: set data.statistics to 'channel'")
-    return mean, std
+        named = ", ".join(map(str, folders))
+        raise ValueError(f"{named}: element {where} of the latents never changes: set data.statistics to 'channel'")
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def check_fits(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import fsspec
 
+from lcm_jax import cache
+
 INSTALLED = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # library of fsspec, extra of setup.cfg
 LOGIN = {
     "gs": "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS",
@@ -136,10 +138,9 @@ class Store:
 
 
 def cache_folder(kind: str, url: str, version: str = "") -> Path:
-    """Where a folder of a store is copied to on this machine, below $LCM_JAX_CACHE or ~/.cache/lcm_jax."""
-    root = Path(os.environ.get("LCM_JAX_CACHE") or Path.home() / ".cache" / "lcm_jax").expanduser()
+    """Where a folder of a store is copied to on this machine."""
     key = hashlib.sha256(f"{url.rstrip('/')}\n{version}".encode()).hexdigest()[:16]
-    return root / kind / f"{url.rstrip('/').rpartition('/')[2]}-{key}"
+    return cache.folder() / kind / f"{url.rstrip('/').rpartition('/')[2]}-{key}"
 
 
 @contextmanager

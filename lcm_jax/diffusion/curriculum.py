@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -74,12 +75,15 @@ class SquareRoot(_Growing):
 
 @dataclasses.dataclass(frozen=True)
 class Doubling(_Growing):
-    """iCT's min(s0 2^floor(k / K'), s1) with K' = floor(K / (log2 floor(s1 / s0) + 1)) (iCT sec. 3.4)."""
+    """iCT's min(s0 2^floor(k / K'), s1) with K' = floor(K / (log2 floor(s1 / s0) + 1)) (iCT sec. 3.4).
+
+    Where s1 / s0 is no power of two, the last stage is that much shorter.
+    """
 
     def __call__(self, step: Step) -> Intervals:
-        doublings = (self.s1 // self.s0).bit_length()  # floor(log2 floor(s1 / s0)) + 1 stages of equal length
-        stage = jnp.asarray(step) // max(self.total // doublings, 1)
-        return jnp.minimum(self.s0 * 2 ** jnp.minimum(stage, doublings), self.s1)
+        ratio = self.s1 // self.s0
+        stage = jnp.asarray(step) // max(int(self.total / (math.log2(ratio) + 1)), 1)
+        return jnp.minimum(self.s0 * 2 ** jnp.minimum(stage, ratio.bit_length()), self.s1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lcm_jax.typing import PerSample, Times
 
 Step = int | Int[Array, ""]
 Pair = tuple[Times, Times]
+FINEST = 2**14  # of a gap: t - s keeps three digits in float32, where 2^24 would leave none
 
 
 class PairSampler(abc.ABC):
@@ -144,7 +145,7 @@ class LogNormalNeighbours(PairSampler):
 class LogNormalGap(PairSampler):
     """Continuous t, log-normal, and a gap that shrinks by stages: s = max(0, t - t n(t) / q^(stage+1)) (ECT).
 
-    n(t) = 1 + 8 sigmoid(-t); a stage lasts `stage_steps` training steps.
+    n(t) = 1 + 8 sigmoid(-t); a stage lasts `stage_steps` training steps. q^(stage+1) grows up to FINEST.
     """
 
     q: float = 2.0
@@ -166,7 +167,8 @@ class LogNormalGap(PairSampler):
     def earlier(self, t: PerSample, step: Step) -> PerSample:
         """The s of a t at a training step."""
         stage = jnp.asarray(step) // self.stage_steps
-        return t * jnp.maximum(0, 1 - (1 + 8 * jax.nn.sigmoid(-t)) / self.q ** (stage + 1))
+        closing = jnp.minimum(self.q ** (stage + 1), FINEST)
+        return t * jnp.maximum(0, 1 - (1 + 8 * jax.nn.sigmoid(-t)) / closing)
 
 
 def check_spread(P_std: float) -> None:

@@ -54,11 +54,6 @@ def min_snr(path: Path, kind: str, t: Times, gamma: float = 5.0) -> PerSample:
     return _from_x0(path, kind, t, jnp.minimum(_snr(path, t), gamma))
 
 
-def truncated_snr(path: Path, kind: str, t: Times) -> PerSample:
-    """max(SNR, 1) on the x0 error, as a factor of the eps, v or x0 error (Progressive Distillation eq. 9)."""
-    return _from_x0(path, kind, t, jnp.maximum(_snr(path, t), 1))
-
-
 def _snr(path: Path, t: Times) -> PerSample:
     return divide(path.alpha(t) ** 2, path.sigma(t) ** 2)
 

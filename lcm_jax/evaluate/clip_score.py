@@ -21,10 +21,3 @@ def clip_scores(images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"
     if not (np.isfinite(product) & (product > 0)).all():
         raise ValueError("CLIP gives no direction for some pairs (zero, nan or inf): look at those images and captions")
     return SCALE * np.maximum(np.einsum("nd,nd->n", a, b) / product, 0.0)
-
-
-def clip_score(images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]) -> float:
-    """The mean of `clip_scores`; ValueError for no pairs."""
-    if not len(images):
-        raise ValueError("no pictures to score against captions")
-    return float(clip_scores(images, texts).mean())

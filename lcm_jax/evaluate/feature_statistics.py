@@ -6,7 +6,7 @@ numbers are subtracted, so only the rounding of float64 additions remains - abou
 whatever the number of images, the batches and the hosts they lay on.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -78,15 +78,6 @@ def statistics(
     if found is None:
         raise ValueError("no images to take features of")
     return found
-
-
-def merged(parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
-    """Statistics of all the features that the parts were taken of, in one; ValueError for no parts."""
-    if not parts:
-        raise ValueError("there are no statistics to merge")
-    counts, means = np.array([part.count for part in parts]), np.stack([part.mean for part in parts])
-    total, mean, between = _between(counts, means)
-    return FeatureStatistics(total, mean, sum((part.scatter for part in parts), between))
 
 
 def merged_over_hosts(own: FeatureStatistics) -> FeatureStatistics:

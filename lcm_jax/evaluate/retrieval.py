@@ -14,7 +14,6 @@ class Retrieval(NamedTuple):
 
     hits: Bool[np.ndarray, " m"]
     chance: float
-    answerable: float  # share of queries whose label some real image has; the rest can only miss
 
     @property
     def rate(self) -> float:
@@ -30,7 +29,7 @@ def neighbours(
     """
     if len(real) < k:
         raise ValueError(f"{k} neighbours asked of {len(real)} real images: lower k or encode more images")
-    cosine = _unit(generated) @ _unit(real).T
+    cosine = unit(generated) @ unit(real).T
     return np.argsort(-cosine, axis=1, kind="stable")[:, :k]
 
 
@@ -43,10 +42,10 @@ def retrieval(nearest: Int[np.ndarray, "m k"], wanted: Sequence[str], labels: Se
     found = np.asarray(labels, object)[nearest] == np.asarray(wanted, object)[:, None]
     counts, n, k = Counter(labels), len(labels), nearest.shape[1]
     chance = [1 - comb(n - counts[label], k) / comb(n, k) for label in wanted]
-    answerable = float(np.mean([counts[label] > 0 for label in wanted]))
-    return Retrieval(found.any(1), float(np.mean(chance)), answerable)
+    return Retrieval(found.any(1), float(np.mean(chance)))
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """The directions of rows, in float64."""
     x = np.asarray(x, np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -15,7 +15,7 @@ from lcm_jax.evaluate.frechet_resampled import frechet_resampled
 from lcm_jax.evaluate.kid import kid, kid_resampled
 from lcm_jax.evaluate.kid_paired import kid_paired
 from lcm_jax.evaluate.precision_recall import precision_recall
-from lcm_jax.evaluate.retrieval import neighbours, retrieval
+from lcm_jax.evaluate.retrieval import neighbours, retrieval, unit
 
 NEIGHBOURS = 3  # k of precision and recall
 TOP = (1, 5)
@@ -146,8 +146,7 @@ def paired_distances(real: Features, fake: Features, weights: np.ndarray) -> dic
 
 def nearest_distance(features: Features, train: Others, skip_itself: bool = False) -> Float[np.ndarray, " n"]:
     """Cosine distance of each row to the nearest training row; `skip_itself` leaves equal rows out."""
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    away = 1 - unit(features.astype(np.float64)) @ unit(train.astype(np.float64)).T
+    away = 1 - unit(features) @ unit(train).T
     if skip_itself:
         away[away < 1e-9] = np.inf
     return away.min(1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from lcm_jax.sampling.defaults import default_steps, default_w
 from lcm_jax.typing import Params
 
 ROLES = {
@@ -92,20 +93,6 @@ def lines(told: Mapping[str, Any]) -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in told.items())
 
 
-def default_w(description: Mapping[str, Any]) -> float:
-    """The w to begin with: the middle of what was trained, none for a student that takes none, else a teacher's."""
-    if g := description["guidance"]:
-        return (g["w_min"] + g["w_max"]) / 2
-    if description["role"] == "consistency":
-        return 0.0
-    return 6.5 if description["text"]["encoder"] == "clip" else 2.0
-
-
-def default_steps(description: Mapping[str, Any]) -> int:
-    """Steps to begin with."""
-    return min(4, description["original_steps"]) if description["role"] == "consistency" else 50
-
-
 def usage(where: str, description: Mapping[str, Any], heading: str = "## Use") -> str:
     """Three lines of Python and one of shell."""
     if "network" in description:
@@ -126,8 +113,7 @@ python -m launch.sample --model {where} --prompt "a red heart" --steps {steps} -
 
 def noise_usage(where: str, description: Mapping[str, Any], heading: str) -> str:
     """The same of a network of noise levels."""
-    steps = min(2, len(description["sigmas"])) if description["role"] == "consistency" else 18
-    name = next(iter(description["classes"]), None)
+    steps, name = default_steps(description), next(iter(description["classes"]), None)
     argument, flag = ("", "") if name is None else (f", label={name!r}", f" --label {shlex.quote(name)}")
     return f"""{heading}
 

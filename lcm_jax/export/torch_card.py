@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lcm_jax.export.model_card import card, default_steps, default_w, facts, rows, usage
+from lcm_jax.export.model_card import card, facts, rows, usage
+from lcm_jax.sampling.defaults import default_steps, default_w
 from lcm_jax.typing import Params
 
 W = (

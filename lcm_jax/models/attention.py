@@ -102,26 +102,16 @@ def platform() -> str:
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of x to `context` (to itself by default); `bias` concerns q, k and v."""
+    """Multi-head attention of x to `context` (to itself by default)."""
 
-    def __init__(
-        self,
-        width: int,
-        context: int,
-        heads: int,
-        *,
-        bias: bool = False,
-        kernel: str = "auto",
-        rngs: nnx.Rngs,
-        dtype=None,
-    ):
+    def __init__(self, width: int, context: int, heads: int, *, kernel: str = "auto", rngs: nnx.Rngs, dtype=None):
         if width % heads:
             raise ValueError(f"attention width {width} does not split into {heads} heads; change `heads`")
         check_kernel(kernel, jnp.dtype(dtype or "float32"), width // heads)
         self.heads, self.kernel = heads, kernel
-        self.to_q = nnx.Linear(width, width, use_bias=bias, rngs=rngs, dtype=dtype)
-        self.to_k = nnx.Linear(context, width, use_bias=bias, rngs=rngs, dtype=dtype)
-        self.to_v = nnx.Linear(context, width, use_bias=bias, rngs=rngs, dtype=dtype)
+        self.to_q = nnx.Linear(width, width, use_bias=False, rngs=rngs, dtype=dtype)
+        self.to_k = nnx.Linear(context, width, use_bias=False, rngs=rngs, dtype=dtype)
+        self.to_v = nnx.Linear(context, width, use_bias=False, rngs=rngs, dtype=dtype)
         self.to_out = nnx.List([nnx.Linear(width, width, rngs=rngs, dtype=dtype)])
 
     def __call__(self, x: Tokens, context: Float[Array, "b m e"] | None = None) -> Tokens:

@@ -220,12 +220,12 @@ def clip_text(cfg: ClipTextConfig = ClipTextConfig()) -> Net:
     return functional(lambda rngs: ClipTextEncoder(cfg, rngs), cfg)
 
 
-def file_names(keys: Iterable[str], prefix: str = "text_model.") -> Callable[[str], str]:
+def file_names(keys: Iterable[str]) -> Callable[[str], str]:
     """The `rename` of weights.bijection for a file of these keys.
 
-    Encoders that transformers 5 built and saved lack the prefix; those it loaded and saved again keep it.
+    Encoders that transformers 5 built and saved lack "text_model."; those it loaded and saved again keep it.
     """
-    return str if any(key.startswith(prefix) for key in keys) else lambda key: key.removeprefix(prefix)
+    return str if any(key.startswith("text_model.") for key in keys) else lambda key: key.removeprefix("text_model.")
 
 
 _TEXT_KEYS = {  # of a config.json: our name and what is meant where it is left out
@@ -241,7 +241,7 @@ _TEXT_KEYS = {  # of a config.json: our name and what is meant where it is left 
 }
 
 
-def clip_text_config(value: Mapping[str, Any], dtype: str = "float32") -> ClipTextConfig:
+def clip_text_config(value: Mapping[str, Any]) -> ClipTextConfig:
     """The sizes in a Hugging Face config.json, of a text encoder or of a whole CLIP model.
 
     Raises ValueError, in one line, for another kind of model or a value that is not supported.
@@ -249,7 +249,7 @@ def clip_text_config(value: Mapping[str, Any], dtype: str = "float32") -> ClipTe
     own, projected = tower_of(value, "text", "Text")
     if own.get("use_attention_mask"):
         raise ValueError("config.json has use_attention_mask true: masking of padding is not supported")
-    return ClipTextConfig(**sizes(own, _TEXT_KEYS), projection=projected, dtype=dtype)
+    return ClipTextConfig(**sizes(own, _TEXT_KEYS), projection=projected)
 
 
 def tower_of(value: Mapping[str, Any], name: str, title: str) -> tuple[Mapping[str, Any], int | None]:

@@ -38,8 +38,7 @@ UNUSED_KEYS = (
 )
 
 # Of red, green and blue in [0, 1], as CLIP was trained.
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32).reshape(1, 1, 1, 3)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32).reshape(1, 1, 1, 3)
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BITS = 22  # of the fixed-point weights of resizing
 
 
@@ -59,14 +58,6 @@ class ClipVisionConfig(TowerConfig):
         super().__post_init__()
         if self.size % self.patch:
             raise ValueError(f"CLIP size {self.size} is no multiple of its patch {self.patch}; change one")
-
-
-CLIP_VISION = {
-    # 304.0 M, OpenAI's ViT-L/14: the usual judge of CLIP scores.
-    "vit_l_14": ClipVisionConfig(),
-    # 1.01 B, OpenCLIP's ViT-g/14: the judge in the LCM paper.
-    "vit_g_14": ClipVisionConfig(width=1408, layers=40, inner=6144, hidden_act="gelu", projection=1024),
-}
 
 
 class ClipImage(NamedTuple):
@@ -146,7 +137,7 @@ _VISION_KEYS = {  # of a config.json: our name and what is meant where it is lef
 }
 
 
-def clip_vision_config(value: Mapping[str, Any], dtype: str = "float32") -> ClipVisionConfig:
+def clip_vision_config(value: Mapping[str, Any]) -> ClipVisionConfig:
     """The sizes in a Hugging Face config.json, of an image tower or of a whole CLIP model.
 
     Raises ValueError, in one line, for another kind of model or a value that is not supported.
@@ -154,7 +145,7 @@ def clip_vision_config(value: Mapping[str, Any], dtype: str = "float32") -> Clip
     own, projected = tower_of(value, "vision", "Vision")
     if (channels := own.get("num_channels", 3)) != 3:
         raise ValueError(f"config.json has num_channels {channels!r}; supported are 3, red, green and blue")
-    return ClipVisionConfig(**sizes(own, _VISION_KEYS), projection=projected, dtype=dtype)
+    return ClipVisionConfig(**sizes(own, _VISION_KEYS), projection=projected)
 
 
 def clip_preprocess(image: UInt8[Array, "b h w 3"], size: int = 224) -> Float[Array, "b s s 3"]:
@@ -168,7 +159,8 @@ def clip_preprocess(image: UInt8[Array, "b h w 3"], size: int = 224) -> Float[Ar
     new_h, new_w = size * h // min(h, w), size * w // min(h, w)
     x = _resized(_resized(image, 2, new_w), 1, new_h)
     top, left = (new_h - size) // 2, (new_w - size) // 2
-    return (x[:, top : top + size, left : left + size].astype(jnp.float32) / 255 - _MEAN) / _STD
+    mean, std = (np.array(rgb, np.float32).reshape(1, 1, 1, 3) for rgb in (MEAN, STD))
+    return (x[:, top : top + size, left : left + size].astype(jnp.float32) / 255 - mean) / std
 
 
 def _resized(x: UInt8[Array, "b _ _ 3"], axis: int, length: int) -> UInt8[Array, "b _ _ 3"]:

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from lcm_jax.models.functional import Net, functional
-from lcm_jax.models.layers import Image, Resized
+from lcm_jax.models.layers import FrozenBatchNorm, Image, Resized
 
 # Tensors of published files that features do not need: counters, the classifier, and training's second classifier.
 UNUSED_KEYS = (r".*\.num_batches_tracked", r"AuxLogits\..*")
@@ -45,19 +45,6 @@ class InceptionConfig:
         return 2048 // self.narrow
 
 
-class BatchNorm(nnx.Module):
-    """Batch normalisation by stored statistics, eps 1e-3: one multiply-add a channel."""
-
-    def __init__(self, channels: int):
-        self.scale, self.var = nnx.Param(jnp.ones((channels,))), nnx.Param(jnp.ones((channels,)))
-        self.bias, self.mean = nnx.Param(jnp.zeros((channels,))), nnx.Param(jnp.zeros((channels,)))
-
-    def __call__(self, x: Image) -> Image:
-        gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPS)
-        shift = self.bias[...] - self.mean[...] * gain
-        return x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
-
-
 class ConvUnit(nnx.Module):
     """Convolution without bias, batch norm, ReLU; `pad` rows and columns of zeros around (0 by default)."""
 
@@ -68,7 +55,7 @@ class ConvUnit(nnx.Module):
             inp, out, sides, (stride, stride), padding=[(p, p) for p in pad], use_bias=False, rngs=rngs,
             precision=jax.lax.Precision.HIGHEST,
         )  # fmt: skip
-        self.bn = BatchNorm(out)
+        self.bn = FrozenBatchNorm(out, EPS)
 
     def __call__(self, x: Image) -> Resized:
         return jax.nn.relu(self.bn(self.conv(x)))

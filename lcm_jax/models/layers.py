@@ -147,3 +147,17 @@ def check_sides(image: Image, factor: int) -> None:
     h, w = image.shape[1:3]
     if h % factor or w % factor:
         raise ValueError(f"image {h} x {w} is not divisible by {factor}, this autoencoder's factor: resize or crop")
+
+
+class FrozenBatchNorm(nnx.Module):
+    """Batch normalisation by stored statistics, for networks that are not trained: one multiply-add a channel."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        self.eps = eps
+        self.scale, self.var = nnx.Param(jnp.ones((channels,))), nnx.Param(jnp.ones((channels,)))
+        self.bias, self.mean = nnx.Param(jnp.zeros((channels,))), nnx.Param(jnp.zeros((channels,)))
+
+    def __call__(self, x: Image) -> Image:
+        gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
+        shift = self.bias[...] - self.mean[...] * gain
+        return x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)

@@ -107,11 +107,6 @@ def merge(params: Params, lora: Params, alpha: Alpha, strength: Number = 1.0) ->
     return combine(params, [(lora, alpha, strength)])
 
 
-def unmerge(params: Params, lora: Params, alpha: Alpha, strength: Number = 1.0) -> Params:
-    """The inverse of `merge`, to rounding."""
-    return combine(params, [(lora, alpha, -strength)])
-
-
 def combine(params: Params, parts: Sequence[tuple[Params, Alpha, Number]]) -> Params:
     """The parameters with several (lora, alpha, strength) merged at once: W plus the sum of their deltas.
 
@@ -124,16 +119,6 @@ def combine(params: Params, parts: Sequence[tuple[Params, Alpha, Number]]) -> Pa
     kernels = dict(_kernels(params))
     _check(kernels, adapters)
     return _replaced(params, _nested({path: _sum(kernels[path], pairs) for path, pairs in adapters.items()}))
-
-
-def delta(lora: Params, alpha: Alpha) -> Params:
-    """What `merge` adds at strength 1: {"kernel": alpha / rank * down @ up} of each adapted module, nested likewise."""
-    return _nested({path: {"kernel": _product(pair, _scale(path, pair, alpha))} for path, pair in _modules(lora)})
-
-
-def count(lora: Params) -> int:
-    """Numbers in all adapters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(lora))
 
 
 def _product(pair: Params, scale: Number) -> jax.Array:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcm_jax.models.functional import Net, functional
-from lcm_jax.models.layers import Identity, Image, conv
+from lcm_jax.models.layers import FrozenBatchNorm, Identity, Image, conv
 
 Reduced = Float[Array, "b h2 w2 c2"]  # after a stride
 
@@ -43,19 +43,6 @@ class VisionConfig:
     )
     width: int = 1280
     classes: int = 1000
-
-
-class FrozenBatchNorm(nnx.Module):
-    """Batch normalisation by stored statistics: one multiply-add a channel."""
-
-    def __init__(self, channels: int):
-        self.scale, self.var = nnx.Param(jnp.ones((channels,))), nnx.Param(jnp.ones((channels,)))
-        self.bias, self.mean = nnx.Param(jnp.zeros((channels,))), nnx.Param(jnp.zeros((channels,)))
-
-    def __call__(self, x: Image) -> Image:
-        gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + 1e-5)
-        shift = self.bias[...] - self.mean[...] * gain
-        return x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
 
 
 class Sequence(nnx.Module):

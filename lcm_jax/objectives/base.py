@@ -1,7 +1,6 @@
 """What an objective is: a frozen bundle of parts with a loss; found by its file name."""
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,14 @@ class Nets(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A training method. `mu` is the target's decay (at a step), None when the target is the online network."""
+    """A training method. `mu` is the target's decay (at a step), None when the target is the online network.
+
+    Builders read more. Those whose `build` takes a `kind` (and the `path`) train networks of captions: a consistency
+    model where `reading` has w and w_width (reading.Captioned), sampled as `boundary.timestep_scaling` and a `pair`
+    that is a grid.FixedGrid say. All others, but "autoencoder", train networks of noise levels and have a `reading`
+    with sigma_data, time_scale and label_drop (reading.Preconditioned): a consistency.Consistency a consistency
+    model, sampled as `boundary.sigma_min` and, where there is one, `pair.karras` say; any other a denoiser.
+    """
 
     mu: Decay
     needs_teacher: bool
@@ -85,21 +91,6 @@ def builder(name: str) -> Callable[..., Objective]:
     if name not in names():
         raise ValueError(f"unknown objective {name!r}; there are: {', '.join(names())}")
     return importlib.import_module(f"lcm_jax.objectives.{name}").build
-
-
-def get(name: str, **settings: Any) -> Objective:
-    """The objective `name`, built from its settings.
-
-    Raises ValueError listing the names or the settings there are.
-    """
-    build = builder(name)
-    allowed = inspect.signature(build).parameters
-    if unknown := sorted(set(settings) - set(allowed)):
-        raise ValueError(f"objective {name!r} has no setting {', '.join(unknown)}; it takes: {', '.join(allowed)}")
-    needed = {name for name, setting in allowed.items() if setting.default is setting.empty}
-    if missing := sorted(needed - set(settings)):
-        raise ValueError(f"objective {name!r} needs {', '.join(missing)}; it takes: {', '.join(allowed)}")
-    return build(**settings)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ def skipping(grid: str, T: int, skip: int) -> UniformSkip | FixedGrid:
     laws = {"any": lambda: UniformSkip(T, skip), "fixed": lambda: FixedGrid(T, T // skip, skip)}
     if grid not in laws:
         raise ValueError(f"unknown grid {grid!r}; choose any (LCM Alg. 1) or fixed (diffusers)")
+    if skip < 1:
+        raise ValueError(f"skip must be at least 1, got {skip}")
     if grid == "fixed" and T % skip:
         raise ValueError(f"skip {skip} does not divide T = {T}: a fixed grid needs a target on the grid, or grid any")
     return laws[grid]()

@@ -20,6 +20,7 @@ from lcm_jax.train import hashes
 from lcm_jax.train.writing import Writing
 
 log = logging.getLogger(__name__)
+SETTINGS = ("keep", "best_metric", "best_mode")  # keywords of Checkpointer
 UNFINISHED = "orbax-checkpoint-tmp"  # in the names of folders that orbax has not committed
 NOT_THE_DISK = (MemoryError, jax.errors.JaxRuntimeError)  # an exhausted machine, no fault of the files
 
@@ -57,6 +58,15 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def check(settings: Mapping[str, Any], section: str = "") -> None:
+    """Raises ValueError for a setting that means nothing to Checkpointer."""
+    keep, mode = settings.get("keep", 1), settings.get("best_mode", "min")
+    if not isinstance(keep, int) or keep < 1:
+        raise ValueError(f"{section}keep must be at least 1 checkpoint, not {keep!r}")
+    if mode not in ("min", "max"):
+        raise ValueError(f"{section}best_mode must be 'min' or 'max', not {mode!r}")
+
+
 class Checkpointer:
     """Numbered checkpoints in `folder`: the newest `keep`, and the best by `best_metric`.
 
@@ -74,10 +84,7 @@ class Checkpointer:
         about: Mapping[str, Any] | None = None,
         read_only: bool = False,
     ):
-        if keep < 1:
-            raise ValueError(f"checkpoints to keep must be at least 1, not {keep}")
-        if best_mode not in ("min", "max"):
-            raise ValueError(f"best_mode must be 'min' or 'max', not '{best_mode}'")
+        check({"keep": keep, "best_mode": best_mode})
         self.folder = str(folder) if "://" in str(folder) else os.path.abspath(folder)
         if read_only and "://" not in self.folder and not os.path.isdir(self.folder):
             raise FileNotFoundError(f"no checkpoint folder at {self.folder}")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lcm_jax.train import metrics
+
 FILE = "lives.jsonl"
 
 
@@ -19,7 +21,4 @@ def begin(folder: str | Path, step: int, about: Mapping[str, Any]) -> None:
 def read(folder: str | Path) -> list[dict[str, Any]]:
     """The lives of a run, the first one first; none for a run that was begun before they were noted."""
     path = Path(folder) / FILE
-    if not path.exists():
-        return []
-    # Whatever follows the last line break was never finished.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return metrics.read(path) if path.exists() else []

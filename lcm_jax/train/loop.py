@@ -25,8 +25,9 @@ from lcm_jax.train.observing import Patience, Tracer, memory
 
 log = logging.getLogger(__name__)
 NONFINITE_FILE = "nonfinite.json"
-NAMES = ("key", "index", "caption")  # entries of a batch that tell its samples apart
 WATCHED = ("loss", "grad")  # a metric of one of these families that is not finite stops the run
+SETTINGS = ("log_steps", "checkpoint_steps", "sample_steps", "hang_seconds")  # keywords of `run`
+LEAST = {"steps": 1, "log_steps": 1, "checkpoint_steps": 1, "sample_steps": 0, "hang_seconds": 0}
 AHEAD = 2  # steps in flight: enough to hide the host, few enough to bound the batches waiting on the device
 
 
@@ -49,14 +50,14 @@ class _Step:
 
     number: int
     metrics: Mapping[str, Any]
-    names: dict[str, Any]
+    index: Any
 
 
 @dataclass
 class _Watch:
     """The numbers of the steps: in flight, then fetched and found finite, then written."""
 
-    describe_batch: Callable[[Mapping[str, Any]], Any] | None
+    describe_batch: Callable[[Any], Any] | None
     folder: Path | None
     in_flight: list[_Step] = field(default_factory=list)
     fetched: list[dict[str, float]] = field(default_factory=list)
@@ -77,12 +78,12 @@ class _Watch:
 
     def stop(self, step: _Step, values: dict[str, float], bad: list[str]) -> None:
         """Leave a record of a step that is not finite, and raise."""
-        describe = self.describe_batch or (lambda names: names)
+        describe = self.describe_batch or (lambda index: index)
         record = {
             "step": step.number,
             "nonfinite": bad,
             "metrics": {name: x if math.isfinite(x) else str(x) for name, x in values.items()},
-            "batch": describe(step.names),
+            "batch": describe(step.index),
             "samples": {name: fetch(v).tolist() for name, v in step.metrics.items() if np.ndim(v) > 0},
         }
         found = f"at step {step.number}{noise_levels(record['samples'])}"
@@ -131,6 +132,13 @@ class _Clock:
         return {"images/s": self.images / training, **shares, **aside, **whole}
 
 
+def check(settings: Mapping[str, Any], section: str = "") -> None:
+    """Raises ValueError for a number that means nothing to `run`."""
+    for name, value in settings.items():
+        if not isinstance(value, int | float) or not value >= LEAST[name]:
+            raise ValueError(f"{section}{name} must be at least {LEAST[name]}, not {value!r}")
+
+
 def run(
     step_fn: Callable[[Any, Any, Any, jax.Array], tuple[Any, Mapping[str, Any]]],
     state: Any,
@@ -146,7 +154,7 @@ def run(
     checkpointer: Checkpointer | None = None,
     writer: MetricsWriter | None = None,
     hooks: Iterable[Callable[[int, Any, Mapping[str, float]], Mapping[str, float] | None]] = (),
-    describe_batch: Callable[[Mapping[str, Any]], Any] | None = None,
+    describe_batch: Callable[[Any], Any] | None = None,
     folder: str | Path | None = None,
     hang_seconds: float = 1800.0,
     profile: tuple[int, int] | None = None,
@@ -158,8 +166,8 @@ def run(
     before. Scalars of `metrics` are averaged over `log_steps` steps and written; its arrays (times `[b]`,
     ...) are read only when the loss is not finite. Every `sample_steps` (0: never) and at the end each hook
     gets (step, state, metrics) and may return more metrics; it must not keep the state, which is donated.
-    `describe_batch` turns the names in a batch (entries key, index, caption) into JSON for the record that
-    a non-finite loss leaves in `folder`/nonfinite.json.
+    `describe_batch` turns a batch's "index", which tells its samples apart, into JSON for the record that a
+    non-finite loss leaves in `folder`/nonfinite.json.
 
     A step that takes longer than `hang_seconds` (0: none does) ends every process, the stacks of its threads on stderr
     (observing.Patience); the first step, which compiles, may take as long as it likes. `profile` (first, last) are
@@ -172,11 +180,8 @@ def run(
     Raises NonFiniteLoss (the last good checkpoint stays the newest), CheckpointError, and ValueError if
     the loader ends.
     """
-    for name, value in (("steps", steps), ("log_steps", log_steps), ("checkpoint_steps", checkpoint_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if hang_seconds < 0:
-        raise ValueError(f"hang_seconds must be at least 0 (never), not {hang_seconds:g}")
+    check({"steps": steps, "log_steps": log_steps, "checkpoint_steps": checkpoint_steps})
+    check({"sample_steps": sample_steps, "hang_seconds": hang_seconds})
     hooks = tuple(hooks)
     tracer, patience = Tracer(profile, folder), Patience(hang_seconds)
     started = saved = number = int(state.step)
@@ -222,8 +227,7 @@ def run(
                 placed = place_batch(batch)
                 state, metrics = step_fn(state, frozen, placed, root_key)
                 number += 1
-                names = {name: batch[name] for name in NAMES if name in batch}
-                watch.in_flight.append(_Step(number, metrics, names))
+                watch.in_flight.append(_Step(number, metrics, batch.get("index")))
                 clock.images += images_in(placed)
                 clock.steps += 1
                 if number == started + 1:  # holds the compilation: no part of any rate

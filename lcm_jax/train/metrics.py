@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
-BAR = {"loss/mean": "loss", "loss/sum": "loss (sum)", "images/s": "img/s", "data/wait_share": "data wait"}
+BAR = {"loss/mean": "loss", "images/s": "img/s", "data/wait_share": "data wait"}
 
 
 class MetricsWriter:
@@ -62,7 +62,7 @@ class MetricsWriter:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file as dicts; a last line that a killed run left unfinished is dropped."""
+    """The lines of a file of JSON lines as dicts; a last line that a killed run left unfinished is dropped."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     # Whatever follows the last line break was never finished.
     return [json.loads(line) for line in lines[:-1] if line]

@@ -10,6 +10,7 @@ from optax import contrib
 from lcm_jax.train.norm import norm
 
 SETTINGS = ("b1", "b2", "eps", "weight_decay", "clip")  # keywords of `optimizer`
+UNUSED = {"sgd": ("b1", "b2", "eps"), "adafactor": ("b1", "b2", "eps")}  # those without effect on an optimiser
 
 
 def learning_rate(
@@ -61,6 +62,7 @@ def optimizer(
         ),
         "muon": lambda: contrib.muon(
             rate,
+            eps=eps,
             weight_decay=weight_decay,
             adam_b1=b1,
             adam_b2=b2,

@@ -48,12 +48,9 @@ def torch_key(path: Sequence[str]) -> str:
     return ".".join((*path[:-1], _LEAF.get(path[-1], path[-1])))
 
 
-def to_torch(params: Mapping[str, Any], rename: Callable[[str], str] = str) -> dict[str, np.ndarray]:
-    """PyTorch's names and layouts of a parameter tree; the inverse of `from_torch`.
-
-    `rename` maps each PyTorch name to the name wanted in the file (a prefix, say).
-    """
-    keys = _keys(params, rename)
+def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """PyTorch's names and layouts of a parameter tree; the inverse of `from_torch`."""
+    keys = _keys(params, str)
     return {keys[path]: _to_torch_layout(path, np.asarray(leaf)) for path, leaf in flatten(params).items()}
 
 

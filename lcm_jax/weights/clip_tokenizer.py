@@ -64,7 +64,6 @@ class ClipTokenizer:
         tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
 
         self.pad_id: int = ids["pad_token"]
-        self.eos_id: int = ids["eos_token"]
         self.vocabulary: int = tokenizer.get_vocab_size()  # a text encoder must have as many embeddings
         self.length: int = length or settings.get("model_max_length", LENGTH)
         if not 2 <= self.length <= 10**6:

@@ -1,13 +1,11 @@
 """Describes what diffusers saves: a pipeline, a folder a component named in model_index.json; an autoencoder alone."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcm_jax.models import presets
 from lcm_jax.weights.bijection import some
 from lcm_jax.weights.diffusers_config import autoencoder_factor, autoencoder_sizes, unet_sizes
 from lcm_jax.weights.diffusers_scheduler import scheduler_path
@@ -40,7 +38,6 @@ class Description:
 
     folder: Path
     family: str  # "sd" has one text encoder; "sdxl" two, pooled text and size ids
-    preset: str | None  # the name in models.presets of these U-Net sizes, guidance aside
     unet: dict[str, Any]  # models.unet.UNetConfig
     autoencoder: dict[str, Any]  # models.autoencoder.AutoencoderConfig; with "encoder_blocks" TinyAutoencoderConfig
     text_encoders: dict[str, dict[str, Any]]  # component -> its config.json as it is
@@ -88,7 +85,6 @@ def describe(folder: str | os.PathLike) -> Description:
     return Description(
         folder=folder,
         family=family,
-        preset=_preset(unet),
         unet=unet,
         autoencoder=autoencoder,
         text_encoders=text_encoders,
@@ -164,14 +160,6 @@ def _check_fit(folder: Path, family: str, unet: dict, autoencoder: dict, text_en
             raise ValueError(
                 f"{folder}/unet takes {unet['added_width']} added numbers, pooled text and size ids are {added}"
             )
-
-
-def _preset(unet: dict[str, Any]) -> str | None:
-    for name, preset in presets.UNETS.items():
-        sizes = dataclasses.asdict(preset)
-        if sizes == {**sizes, **unet, "w_width": preset.w_width}:
-            return name
-    return None
 
 
 def _image_size(unet: dict[str, Any], vae: dict[str, Any], autoencoder: dict[str, Any], folder: Path) -> int:

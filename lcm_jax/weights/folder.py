@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
 
 from lcm_jax.weights.json_file import read_object
 from lcm_jax.weights.safetensors_file import write_tree
@@ -30,11 +29,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     for name, tree in trees.items():
-        path = folder / f"{name}.safetensors"
-        try:
-            write_tree(path, cast(tree, dtype), {"format": "lcm_jax", "network": name})
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written ({error}): make room on the disk, export again") from error
+        write_tree(folder / f"{name}.safetensors", cast(tree, dtype), {"format": "lcm_jax", "network": name})
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return folder
 

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lcm_jax.weights.bijection import flatten, some, unflatten
-from lcm_jax.weights.safetensors_file import SafetensorsFile, write_tree
+from lcm_jax.weights.ldm_unet import original_name
+from lcm_jax.weights.safetensors_file import SafetensorsFile
+from lcm_jax.weights.safetensors_stream import write_stream
 
 Module = tuple[str, ...]  # path of a module in the tree of its network
 Tree = Mapping[str, Any]
@@ -43,20 +45,6 @@ _REFUSED = {
     "OFT": r"\.oft_",
     "(IA)3": r"\.on_input$",
     "whole differences": r"\.diff(_b)?$",
-}
-_RESNET = {  # names within a residual block: ours, the first code's
-    "conv1": "in_layers_2",
-    "conv2": "out_layers_3",
-    "time_emb_proj": "emb_layers_1",
-    "conv_shortcut": "skip_connection",
-}
-_OUTSIDE = {
-    ("conv_in",): "input_blocks_0_0",
-    ("conv_out",): "out_2",
-    ("time_embedding", "linear_1"): "time_embed_0",
-    ("time_embedding", "linear_2"): "time_embed_2",
-    ("add_embedding", "linear_1"): "label_emb_0_0",
-    ("add_embedding", "linear_2"): "label_emb_0_2",
 }
 _LDM = re.compile("input_blocks_|middle_block_|output_blocks_|time_embed_|label_emb_|out_2$")
 _ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings, as JSON
@@ -104,26 +92,25 @@ def module_names(tree: Tree, naming: str) -> dict[Module, str]:
     return {path: name(path) for path in _kernels(tree)}
 
 
-def read(path: str | os.PathLike, trees: Mapping[str, Tree], *, ignore: Sequence[str] = ()) -> dict[str, Adapters]:
+def read(path: str | os.PathLike, trees: Mapping[str, Tree]) -> dict[str, Adapters]:
     """The adapters in a file for the networks of `trees` ({"unet": abstract tree, ...}), in the file's own types.
 
     The naming is found out. A 1x1 convolution's factors may lack their last two dims, a linear map's may have them.
     alpha is that of the file's keys, else of the settings peft wrote into the metadata or an adapter_config.json
-    beside it, else the rank. Networks named in `ignore` are left out.
-    Raises ValueError for what `detect` refuses, for adapters of a network that is in neither `trees` nor `ignore`, and,
-    with their number and names, for modules the network lacks, has twice or has in another shape.
+    beside it, else the rank.
+    Raises ValueError for what `detect` refuses, for adapters of a network that `trees` lacks, and, with their number
+    and names, for modules the network lacks, has twice or has in another shape.
     """
     file = SafetensorsFile(path)
     try:
         naming = detect(file)
         found = _sorted_out(file, naming)
-        if strange := [f"{net} ({len(found[net])} modules)" for net in found if net not in (*trees, *ignore)]:
-            raise ValueError(f"it adapts {', '.join(strange)} too: give that network's tree, or ignore it")
+        if strange := [f"{net} ({len(found[net])} modules)" for net in found if net not in trees]:
+            raise ValueError(f"it adapts {', '.join(strange)} too, which is not here: take the model it was made for")
         settings = _settings(file)
         return {
             net: _adapters(file, parts, trees[net], naming, settings.get(net, {}))
             for net, parts in found.items()
-            if net not in ignore
         }
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -171,8 +158,7 @@ def write(
         notes |= _notes(net, names, ranks, alphas, naming)
     if naming == "peft":
         notes = {"format": "pt", _ADAPTER_METADATA: json.dumps(notes, sort_keys=True)}
-    nested = unflatten({tuple(key.split(".")): tensor for key, tensor in tensors.items()})
-    write_tree(path, nested, notes | dict(metadata or {}))
+    write_stream(path, tensors, tensors.__getitem__, notes | dict(metadata or {}))
 
 
 def _sorted_out(keys: Iterable[str], naming: str) -> dict[str, dict[str, dict[str, str]]]:
@@ -320,27 +306,10 @@ def _ldm(module: Module, tree: Tree) -> str:
     """The underscored name of a module in the first Stable Diffusion code, which counts blocks through the levels."""
     if "down_blocks" not in tree or "up_blocks" not in tree:
         return "_".join(module)  # a text encoder: its names are the same in both spellings
-    if module in _OUTSIDE:
-        return _OUTSIDE[module]
-    if module[0] == "mid_block":
-        _, part, i, *rest = module
-        return f"middle_block_{1 if part == 'attentions' else 2 * int(i)}_{_inner(part, rest)}"
-    if module[0] not in ("down_blocks", "up_blocks"):
-        return "_".join(module)
-    blocks, level, part, i, *rest = module
-    here = tree[blocks][level]
-    a_level = len(here["resnets"]) + (blocks == "down_blocks")  # a down level counts its downsampler as a block
-    number = int(level) * a_level + (blocks == "down_blocks") + int(i)
-    if part == "downsamplers":
-        return f"input_blocks_{number + a_level - 1}_0_op"
-    if part == "upsamplers":
-        return f"output_blocks_{number + a_level - 1}_{2 if here.get('attentions') else 1}_conv"
-    side = "input" if blocks == "down_blocks" else "output"
-    return f"{side}_blocks_{number}_{1 if part == 'attentions' else 0}_{_inner(part, rest)}"
-
-
-def _inner(part: str, rest: Sequence[str]) -> str:
-    return "_".join(rest) if part == "attentions" else _RESNET["_".join(rest)]
+    levels = [tree["down_blocks"][str(i)] for i in range(len(tree["down_blocks"]))]
+    attention = tuple(bool(level.get("attentions")) for level in levels)
+    name = original_name(".".join((*module, "weight")), len(levels[0]["resnets"]), attention)
+    return name.removesuffix(".weight").replace(".", "_")
 
 
 def _kohya_prefix(net: str, trees: Mapping[str, Tree]) -> str:

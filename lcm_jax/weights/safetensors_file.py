@@ -8,9 +8,9 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16, which the library asks it for
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from lcm_jax.weights.bijection import unflatten
+from lcm_jax.weights.safetensors_stream import write_stream
 
 
 class SafetensorsFile(Mapping[str, np.ndarray]):
@@ -47,6 +47,11 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read: this one."""
+        return [self.path]
+
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of one array, without reading it."""
         return tuple(self._file.get_slice(key).get_shape())
@@ -63,7 +68,7 @@ def write_tree(
 ) -> None:
     """Writes a nested dict of arrays; names are joined by dots. The file appears complete or not at all.
 
-    Raises ValueError for a name that is empty or holds a dot.
+    Raises ValueError for a name that is empty or holds a dot, and as `write_stream` does.
     """
     flat: dict[str, np.ndarray] = {}
 
@@ -74,14 +79,7 @@ def write_tree(
             if isinstance(child, Mapping):
                 visit(child, f"{prefix}{name}.")
             else:
-                flat[prefix + name] = np.ascontiguousarray(child)
+                flat[prefix + name] = np.asarray(child)
 
     visit(tree, "")
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(flat, scratch, metadata=dict(metadata or {}))
-        scratch.chmod(0o644)  # as other files are; the library makes it private
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_stream(path, flat, flat.__getitem__, metadata)

@@ -5,9 +5,9 @@ folders: unet, vae, text_encoder and, of SDXL, text_encoder_2. What the layout d
 
 - U-Nets that predict eps and v have the same tensors; a few files say which they are (`Description.kind`).
 - OpenCLIP's encoder has 24 layers in SD 2.x, whose last is never used: like its text projection it is no part of
-  text_encoder, as in diffusers' folders, but of `unused`. Written without them, a file is read as well.
+  text_encoder, as in diffusers' folders, and is passed over. Written without them, a file is read as well.
 - A consistency model's map of w is kept as model.diffusion_model.time_embedding.cond_proj.weight.
-- Averages (model_ema) are passed over, as by others' readers: they are in `unused`.
+- Averages (model_ema) are passed over, as by others' readers.
 """
 
 import os
@@ -63,9 +63,8 @@ class Component(Mapping[str, np.ndarray]):
 class SingleFile(Mapping[str, Component]):
     """The components of a model by name; numbers and their types are as stored.
 
-    `description` is what `detect` says; `unused` has the ignored tensors under their own names.
-    Raises FileNotFoundError for no file; ValueError, in one line, for one that is truncated or of another kind,
-    or that has a network with tensors missing or too many.
+    `description` is what `detect` says. Raises FileNotFoundError for no file; ValueError, in one line, for one that is
+    truncated or of another kind, or that has a network with tensors missing or too many.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -76,10 +75,7 @@ class SingleFile(Mapping[str, Component]):
         try:
             self.description = detect(shapes, self.metadata)
             family = self.description.family
-            ignored = [key for key in shapes if is_ignored(key, family)]
-            self.unused = Component(self._file, "", [Entry(key, (key,)) for key in ignored], {})
-            for key in ignored:
-                del shapes[key]
+            shapes = {key: shape for key, shape in shapes.items() if not is_ignored(key, family)}
             self._components = {name: self._component(name, shapes) for name in self.description.components}
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
@@ -118,9 +114,9 @@ def write(
 ) -> None:
     """Writes {"unet": {diffusers' key: array in PyTorch's layout}, ...} as one file; every bit is kept.
 
-    `unused` are tensors as `SingleFile.unused` gives them; metadata {"modelspec.prediction_type": "v" or "epsilon"}
-    tells readers what the U-Net predicts. Tensors are read one at a time, in the order of the file: components with
-    methods shape(key) and dtype(key) need not hold them.
+    `unused` are tensors that readers pass over, by their names in the file; metadata {"modelspec.prediction_type": "v"
+    or "epsilon"} tells readers what the U-Net predicts. Tensors are read one at a time, in the order of the file:
+    components with methods shape(key) and dtype(key) need not hold them.
     Raises ValueError for an unknown family or component, and for tensors that are missing, too many or would not
     come back.
     """
@@ -138,7 +134,7 @@ def write(
     if lost := sorted(key for key in places if is_ignored(key, family)):
         raise ValueError(f"readers of {family} pass over {some(lost)}: leave these out")
     if alien := sorted(key for key in unused or {} if not is_ignored(key, family)):
-        raise ValueError(f"unused tensors cannot be named {some(alien)}: give those of SingleFile.unused")
+        raise ValueError(f"unused tensors cannot be named {some(alien)}: readers would not pass over them")
     places |= {key: (Entry(key, (key,)), unused) for key in unused or {}}
     layout = {key: _described(*place) for key, place in places.items()}
     if (found := detect({key: leaf.shape for key, leaf in layout.items()}).family) != family:

@@ -52,6 +52,11 @@ class TorchFile(Mapping):  # of no stated types: to check them would be to read 
     def __len__(self) -> int:
         return len(self._shapes)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read: this one."""
+        return [self.path]
+
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of one array."""
         return self._shapes[key]
@@ -81,6 +86,11 @@ class Shards(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._home)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read, in their order."""
+        return [file.path for file in self._files.values()]
+
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of one array."""
         return self._file(key).shape(key)
@@ -98,8 +108,9 @@ def open_tensors(
 
     `variant` ("fp16") means STEM.VARIANT.safetensors and takes no other; transformers' stem is "model". Where
     there are no safetensors, older STEM.bin files are read, each whole: nothing pickled in them is called.
-    All that is returned has a method shape(key). Raises FileNotFoundError with the names looked for or the
-    shard that is missing, ValueError for a damaged file and for a tensor that the index promises in vain.
+    All that is returned has a method shape(key) and the `paths` of the files read. Raises FileNotFoundError with the
+    names looked for or the shard that is missing, ValueError for a damaged file and for a tensor that the index
+    promises in vain.
     """
     folder, tag = Path(folder), f".{variant}" if variant else ""
     pickled = PICKLED_STEM.get(stem, stem)

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+_PAD = "[PAD]"
 _SHOWN = 3  # cut captions named in a warning
 
 
 class CaptionTokenizer:
     """A saved tokenizer; the empty caption is the unconditional one (special tokens only)."""
 
-    def __init__(self, path: str | os.PathLike, pad_token: str = "[PAD]"):
+    def __init__(self, path: str | os.PathLike):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"no tokenizer at {path}: fetch the encoder's files again")
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_padding()
-        pad = self._tokenizer.token_to_id(pad_token)
+        pad = self._tokenizer.token_to_id(_PAD)
         if pad is None:
-            raise ValueError(f"{path} has no token {pad_token!r}; name the padding token it uses")
+            raise ValueError(f"{path} has no token {_PAD!r} to pad with: fetch the encoder's files again")
         self.pad_id: int = pad
 
     def encode(self, captions: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:

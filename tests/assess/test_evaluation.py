@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from lcm_jax.assess import comparison, evaluation, evaluation_plan, evaluation_set, generation, guidance_sweep
@@ -18,6 +20,7 @@ from lcm_jax.assess.evaluation_set import Captioned, choose
 from lcm_jax.assess.feature_networks import feature_network
 from lcm_jax.data.encode import encode
 from lcm_jax.data.image_folder import examples
+from lcm_jax.drawers import Drawers
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.machine import machine
@@ -55,14 +58,14 @@ class Planted(Pipeline):
 
     def __init__(self, role, found, noise):
         guidance = GuidanceSpec(0.0, 4.0) if role == "consistency" else None
-        config = presets.UNETS["tiny"]
+        config = replace(presets.UNETS["tiny"], w_width=8 if guidance else None)
         spec = ModelSpec(role, "v", SIZE, config, presets.AUTOENCODERS["tiny"], guidance=guidance)
         super().__init__(spec, {"unet": {"a": jnp.ones(2)}}, {"model": role})
         asked = ((c, x) for s in found.values() for c, x in zip(s.condition["context"], s.images, strict=True))
         self.images = {float(c[0, 0]): x for c, x in asked}
         self.noise, self.calls, self.batches = noise, [], set()
 
-    def sampler(self, name, steps):
+    def sampler(self, name, steps, w=None):
         def draw(params, told, uncond, w, keys):
             context = told["context"]
             self.calls.append((name, steps, float(w[0])))
@@ -242,7 +245,7 @@ def test_long_trajectories_and_training_captions_are_for_the_first_sampler(stude
 def test_impossible_settings_are_errors_before_anything_is_drawn(student, teacher, found, net, tmp_path):
     with pytest.raises(ValueError, match="1 to 50 steps, got 51"):
         run(student, None, found, net, tmp_path, Plan(steps=(2, 51)))
-    with pytest.raises(ValueError, match="unknown sampler 'dd'"):
+    with pytest.raises(ValueError, match="a diffusion model is not sampled with 'dd'; choose ddim"):
         run(None, teacher, found, net, tmp_path, Plan(samplers=("dd",)))
     with pytest.raises(ValueError, match="unknown split 'test'"):
         run(student, None, found, net, tmp_path, Plan(splits=("test",)))
@@ -266,6 +269,11 @@ def test_roles_are_told_apart(student, teacher):
 
 
 def test_a_plan_takes_what_is_given(student):
+    for role, w_min, w in (("consistency", 0.0, 1.0), ("consistency", 2.0, 8.0), ("diffusion", None, 1.0)):
+        model = Planted(role, {}, None)
+        if w_min is not None:
+            model.spec = replace(model.spec, guidance=GuidanceSpec(w_min, 14.0))
+        assert evaluation_plan.quick(model) == replace(evaluation_plan.QUICK, w=(w,))
     plan = evaluation_plan.with_flags(evaluation_plan.QUICK, limit=None, seeds=(3,))
     assert plan.seeds == (3,) and plan.limit == evaluation_plan.QUICK.limit
 
@@ -293,10 +301,32 @@ def test_too_few_images_are_an_error(found):
 
 
 def test_batches_are_of_equal_size_and_fill_up_with_the_last_row():
-    made = generation.batches(130)
-    assert [len(index) for index, _ in made] == [44, 44, 44] and [used for _, used in made] == [44, 44, 42]
-    np.testing.assert_array_equal(np.concatenate([i[:used] for i, used in made]), np.arange(130))
-    assert made[-1][0][-1] == 129
+    sizes, used, rows = [], [], (np.arange(130),)
+    drawers = Drawers(None)
+    size = drawers.even_size(64, 130)
+    got = drawers.map(lambda each: sizes.append(len(each)) or each, rows, size, used.append)
+    np.testing.assert_array_equal(got, rows[0])
+    assert sizes == [44, 44, 44] and used == [44, 44, 42]
+    assert Drawers(None, jax.devices()[:8]).even_size(64, 130) == 136
+
+
+def test_devices_share_the_pictures_of_an_evaluation(monkeypatch):
+    monkeypatch.setattr(generation, "BATCH", 1)
+    spec = tiny.spec()
+    alone, many = (Pipeline(spec, tiny.weights(spec)) for _ in range(2))
+    many.drawers = Drawers(many.params, jax.devices()[:4])
+    context = np.random.default_rng(0).normal(size=(6, 3, tiny.WIDTH)).astype(np.float32)
+    words = [f"a {i}" for i in range(6)]
+    asked = Captioned(words, words, words, pictures(6, 0), {"context": context})
+    counts = {alone: [], many: []}
+    of = lambda pipe: generation.generate(pipe, "lcm", 2, 1.0, 0, asked, {"context": context[0]}, counts[pipe].append)
+    drawn = of(alone), of(many)
+    assert list(counts.values()) == [[1] * 6, [4, 2]]
+    rebuilt = [generation.reconstruct(pipe, asked.images) for pipe in (alone, many)]
+    for one, other in (drawn, rebuilt):
+        assert one.shape == (6, SIZE, SIZE, 3) and np.abs(one.astype(int) - other).max() <= 1
+    (draw,) = many._compiled.values()
+    assert draw._cache_size() == 1
 
 
 def test_reconstructions_are_decoded_means(teacher):
@@ -346,14 +376,15 @@ def test_the_comparison_grid_has_a_prompt_a_row_and_seven_columns(found, tmp_pat
         comparison.compare(teacher, teacher, ["a"], tmp_path / "x.png")
 
 
-def test_default_prompts_are_held_out_captions_and_free_text(tmp_path):
-    for i in range(12):
+def test_default_prompts_are_held_out_captions_and_free_text(tmp_path, monkeypatch):
+    for i in range(24):
         Image.fromarray(pictures(1, i)[0]).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(f"caption {i}")
-    prompts = comparison.default_prompts("image_folder", 2, folder=tmp_path, heldout=0.5)
-    held = {e.caption for e in examples(tmp_path, heldout=0.5) if e.split == "heldout"}
-    assert len(set(prompts)) == 2 + len(comparison.FREE)
-    assert set(prompts[:2]) <= held and prompts[2:] == [*comparison.FREE]
+    rows = examples(tmp_path, heldout=0.5)
+    monkeypatch.setattr(comparison.data, "reader", lambda name: rows)
+    prompts = comparison.default_prompts("mine")
+    assert len(set(prompts)) == 7 + len(comparison.FREE)
+    assert set(prompts[:7]) <= {e.caption for e in rows if e.split == "heldout"} and prompts[7:] == [*comparison.FREE]
 
 
 def test_unknown_feature_networks_are_listed():

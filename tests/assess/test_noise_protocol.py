@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import tiny
+from real_images import in_memory
 
 from configs import evaluation_unconditional
-from lcm_jax.assess import feature_networks, noise_protocol, reference_statistics
+from lcm_jax.assess import feature_networks, noise_protocol
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.evaluate.frechet import frechet_distance, moments
@@ -38,8 +39,7 @@ def config(**changes):
 
 
 def run(pipe, out, images=REAL, **changes):
-    real = reference_statistics.of_arrays(images)
-    return noise_protocol.run(config(**changes), pipe, real, out, progress=False)["rows"]
+    return noise_protocol.run(config(**changes), pipe, in_memory(images), out, progress=False)["rows"]
 
 
 def test_rows_are_the_scores_of_a_call_kept_and_taken_up_again(pipe, tmp_path, monkeypatch):

@@ -3,15 +3,15 @@
 import pytest
 
 from benchmarks import slct_table
+from lcm_jax import sections
 from lcm_jax.objectives import base
-from lcm_jax.objectives.base import get
 
 
 @pytest.mark.parametrize("row", slct_table.VARIANTS)
 def test_every_row_is_an_objective(row):
     told = dict(slct_table.VARIANTS[row].objective)
     steps = {} if row == slct_table.REFERENCE else {"steps": 70, "s1": 40}
-    assert isinstance(get(told.pop("name"), **told, **steps), base.Objective)
+    assert isinstance(sections.build_objective({**told, **steps}), base.Objective)
 
 
 def test_the_interval_of_three_seeds_is_students():

@@ -49,6 +49,21 @@ def test_statistics_match_sampled_latents(make):
     np.testing.assert_allclose(element_std, z.std((0, 1)), rtol=5e-2)
 
 
+@pytest.mark.parametrize("per", ["element", "channel"])
+def test_folders_that_are_read_together_are_measured_together(per, make, encoders, tmp_path):
+    whole, _ = make(40, name="whole")
+    pieces = [tmp_path / name for name in ("few", "many")]
+    for out, examples in zip(pieces, (make_examples(40)[:11], make_examples(40)[11:]), strict=True):
+        encode(examples, encoders.images, encoders.text, out, SIZE, 8, 10, {"vae": "patches"}, progress=False)
+    together, wanted = manifest.statistics(pieces, per), manifest.statistics([whole], per)
+    for ours, theirs, alone in zip(together, wanted, manifest.statistics(pieces[:1], per), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert np.abs(alone - theirs).max() > 1e-3
+    if per == "element":
+        np.testing.assert_array_equal(wanted, manifest.element_stats(whole))
+
+
 def test_statistics_of_pieces_are_those_of_the_whole():
     rng = np.random.default_rng(0)
     mean, logvar = rng.normal(size=(2, 12, 2, 2, 3)).astype(np.float32)
@@ -206,10 +221,10 @@ def test_broken_statistics_are_named_and_made_again(make, damage, message):
     whole = path.read_bytes()
     damage(path)
     with pytest.raises(ValueError, match=f"element_stats.npy {message}.*; delete it and encode the data s") as said:
-        manifest.statistics(folder)
+        manifest.statistics([folder])
     assert "\n" not in str(said.value)
     assert [str(p).split(":")[0] for p in check(folder, progress=False)] == ["element_stats.npy"]
-    assert manifest.statistics(folder, "channel")[0].shape == (4, 4, 3)  # those are the manifest's
+    assert manifest.statistics([folder], "channel")[0].shape == (4, 4, 3)  # those are the manifest's
     path.unlink(missing_ok=True)
     make(9)
     assert path.read_bytes() == whole

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import tarfile
 from io import BytesIO
 
@@ -70,10 +71,13 @@ def test_registry_lists_readers_and_keywords():
     assert "CC-BY 4.0" in data.attribution("twemoji") and data.attribution("image_folder") == ""
     with pytest.raises(KeyError, match=f"unknown data reader 'twemojis'; known: {', '.join(names)}"):
         data.reader("twemojis")
-    with pytest.raises(
-        TypeError, match="'image_folder': no option 'fodler' and needs 'folder'; it takes folder: "
+    for options, message in (
+        ({"fodler": "x"}, "data reader 'image_folder' has no key 'fodler'; did you mean 'folder'?"),
+        ({"backgruond": "black"}, "has no key 'backgruond'; did you mean 'background'?"),
+        ({}, "data reader 'image_folder' lacks folder"),
     ):
-        data.reader("image_folder", fodler="x")
+        with pytest.raises(ValueError, match=re.escape(message)):
+            data.reader("image_folder", **options)
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
@@ -148,11 +152,10 @@ def test_fit_keeps_aspect_and_centre():
     np.testing.assert_array_equal(images.fit(ramp, 4, flip=True), ramp[:, ::-1])
 
 
-def test_float_range_inverts():
-    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
-    x = images.to_float(levels)
-    assert x.min() == -1 and x.max() == 1
-    np.testing.assert_array_equal(images.to_uint8(x), levels)
+def test_the_float_range_keeps_every_level():
+    x = images.to_float(np.arange(256, dtype=np.uint8))
+    assert x[0] == -1 and x[-1] == 1
+    np.testing.assert_array_equal(np.rint((x + 1) * 127.5), np.arange(256))
 
 
 def test_decode_palette_transparency_on_white(tmp_path):

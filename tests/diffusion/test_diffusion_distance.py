@@ -95,23 +95,21 @@ def test_root_snr_makes_an_error_of_x0_that_of_eps():
     assert found[2] == np.float32(0.1) and weight.root_snr(path, t, t, least=1.0)[1] == 1
 
 
-@pytest.mark.parametrize("law", [weight.min_snr, weight.truncated_snr])
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-def test_snr_laws_weigh_the_same_x0_error(kind, law):
+def test_min_snr_weighs_the_same_x0_error(kind):
     """Whatever the network predicts, weight * |error|^2 is one number."""
     path, t = vp_path(), jnp.array([50, 300, 600, 999])
     z0, eps, off = latents(), latents(seed=1), latents(seed=2)
     alpha, sigma = (r(t)[:, None, None, None] for r in (path.alpha, path.sigma))
     error = output_of(path, kind, z0, eps, t) - output_of(path, kind, z0 + off, eps - alpha / sigma * off, t)
-    on_x0 = law(path, "x0", t)[:, None, None, None] * off**2
-    np.testing.assert_allclose(law(path, kind, t)[:, None, None, None] * error**2, on_x0, rtol=2e-3)
+    on_x0 = weight.min_snr(path, "x0", t)[:, None, None, None] * off**2
+    np.testing.assert_allclose(weight.min_snr(path, kind, t)[:, None, None, None] * error**2, on_x0, rtol=2e-3)
 
 
-def test_snr_laws_cut_where_they_say():
+def test_min_snr_cuts_where_it_says():
     path, t = vp_path(), jnp.array([50, 999])
     snr = (path.alpha(t) / path.sigma(t)) ** 2
     np.testing.assert_allclose(weight.min_snr(path, "x0", t), [5, snr[1]], rtol=1e-5)
-    np.testing.assert_allclose(weight.truncated_snr(path, "x0", t), [snr[0], 1], rtol=1e-5)
     np.testing.assert_allclose(weight.min_snr(path, "eps", t, gamma=2.0), [2 / snr[0], 1], rtol=1e-5)
 
 

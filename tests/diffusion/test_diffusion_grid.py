@@ -137,6 +137,16 @@ def test_shrinking_gap():
     assert np.all(s8 < t8)
 
 
+@pytest.mark.parametrize("q", [2.0, 3.0, 256.0, 1e6])
+def test_the_gap_never_closes(q):
+    """However long a run goes on, s stays below t and their distance is what the law says to three digits."""
+    t = jnp.exp(jnp.linspace(-10.0, 5.0, 4001))
+    for stage in (13, 30, 200):
+        gap = t - LogNormalGap(q=q, stage_steps=10).earlier(t, jnp.asarray(10 * stage))
+        expected = np.asarray(t, np.float64) * (1 + 8 / (1 + np.exp(np.asarray(t, np.float64)))) / 2**14
+        np.testing.assert_allclose(gap, expected, rtol=2e-3)
+
+
 def test_ct_curriculum():
     N = SquareRoot(s0=2, s1=150, total=1000)
     assert N(0) + 1 == 2 and N(1000) + 1 == 151 and N(5000) == 150  # points are intervals + 1
@@ -152,6 +162,9 @@ def test_doubling_curriculum():
     assert stages == [n for n in (10, 20, 40, 80, 160, 320, 640) for _ in range(2)]
     assert N(10**7) == 640 == N.maximum
     assert [int(Doubling(10, 1280, 800)(100 * i)) for i in range(8)] == [10 * 2**i for i in range(8)]
+    N = Doubling(s0=10, s1=1000, total=7643)  # log2 100 = 6.644: stages of 999 steps, the last of 650
+    assert [int(N(k)) for k in (998, 999, 6992, 6993, 7642)] == [10, 20, 640, 1000, 1000]
+    assert int(Doubling(10, 19, 100)(99)) == 10  # floor(s1 / s0) = 1: one stage, as the formula has it
 
 
 def test_geometric_curriculum_is_doubling_made_smooth():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lcm_jax.evaluate.clip_score import clip_score, clip_scores
+from lcm_jax.evaluate.clip_score import clip_scores
 from lcm_jax.evaluate.frechet_name import frechet_name, why
 
 
@@ -11,15 +11,12 @@ def test_known_angles():
     images = np.array([[1.0, 0], [3, 4], [0, 2], [-1, 0]], np.float32)
     texts = np.array([[7.0, 0], [4, 3], [5, 0], [2, 0]], np.float32)
     np.testing.assert_allclose(clip_scores(images, texts), [100, 96, 0, 0], atol=1e-5)
-    assert clip_score(images, texts) == pytest.approx(49)
 
 
 def test_no_direction_is_an_error():
     for bad in (0.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="no direction for some pairs"):
             clip_scores(np.full((2, 3), bad), np.ones((2, 3)))
-    with pytest.raises(ValueError, match="no pictures"):
-        clip_score(np.zeros((0, 3)), np.zeros((0, 3)))
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ def test_neighbours_by_angle_not_length():
     np.testing.assert_array_equal(nearest, [[0, 1], [2, 3]])
 
 
-def test_hits_chance_and_answerable():
+def test_hits_and_chance():
     nearest = neighbours(np.array([[1.0, 0.1], [1.0, 0.1], [0.1, 1.0], [0.1, 1.0]]), REAL, 2)
     wanted = ["cat", "dog", "dog", "emu"]
     top1, top2 = retrieval(nearest[:, :1], wanted, CAPTIONS), retrieval(nearest, wanted, CAPTIONS)
     np.testing.assert_array_equal(top1.hits, [True, False, True, False])
-    assert top1.rate == 0.5 and top1.answerable == 0.75
+    assert top1.rate == 0.5
     assert top1.chance == pytest.approx((2 / 4 + 1 / 4 + 1 / 4 + 0) / 4)
     # Two of four without replacement: cat is missed with 2/4 * 1/3, dog with 3/4 * 2/3.
     assert top2.chance == pytest.approx((5 / 6 + 1 / 2 + 1 / 2 + 0) / 4)

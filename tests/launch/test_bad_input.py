@@ -7,7 +7,7 @@ import shutil
 import pytest
 import tiny
 
-from lcm_jax import assembly, build, encoding, run_folder, source
+from lcm_jax import assembly, build, encoding, planning, run_folder, source
 from lcm_jax.export import flax_folder
 from lcm_jax.models import flax_file
 from lcm_jax.pipeline import Pipeline
@@ -64,7 +64,19 @@ SPOILED = [
     ({"model": "tiny"}, {}, "config.model is 'tiny': give a dict of start, teacher"),
     ({}, {"objective": {"name": "lcdd"}}, "unknown objective 'lcdd'"),
     ({}, {"objective": {"solver_name": "dppm"}}, "dppm"),
-    ({}, {"objective": {"skp": 3}}, "objective 'lcd' has no setting skp"),
+    ({}, {"objective": {"skp": 3}}, "config.objective has no key 'skp'; did you mean 'skip'?"),
+    ({}, {"objective": {"kind": "eps"}}, "config.objective has 'kind', which is given to it from elsewhere: leave it"),
+    ({}, {"data": {"seed": 1}}, "config.data has 'seed', which is given to it from elsewhere: leave it out"),
+    ({}, {"data": {"own": 1}}, "config.data has 'own'"),
+    ({"steps": 0}, {}, "config.steps must be at least 1, not 0"),
+    ({}, {"loop": {"log_step": 5}}, "config.loop has no key 'log_step'; did you mean 'log_steps'?"),
+    ({}, {"loop": {"folder": "x"}}, "config.loop has no key 'folder'; it takes: log_steps, checkpoint_steps, sample"),
+    ({}, {"loop": {"log_steps": 0}}, "config.loop.log_steps must be at least 1, not 0"),
+    ({}, {"loop": {"sample_steps": -1}}, "config.loop.sample_steps must be at least 0, not -1"),
+    ({}, {"checkpoint": {"kep": 5}}, "config.checkpoint has no key 'kep'; did you mean 'keep'?"),
+    ({}, {"checkpoint": {"read_only": True}}, "config.checkpoint has no key 'read_only'; it takes: keep, best_metric"),
+    ({}, {"checkpoint": {"keep": 0}}, "config.checkpoint.keep must be at least 1 checkpoint, not 0"),
+    ({}, {"checkpoint": {"best_mode": "least"}}, "config.checkpoint.best_mode must be 'min' or 'max', not 'least'"),
     ({"objective": {"name": "lcf", "w_width": 8}}, {}, "has no use for config.model.teacher"),
     ({"objective": {"name": "diffusion"}}, {}, "config.model.w_width is 8: objective 'diffusion' has none"),
     ({"objective": {"name": "ict"}}, {}, "config.model has no key 'w_width'; it takes: start"),
@@ -89,6 +101,21 @@ def test_a_wrong_config_is_named(good, sections, keys, message):
     if "has none" in message:
         good["model"] = {"start": good["model"]["teacher"], "w_width": 8}
     fails(good, message)
+
+
+def test_a_setting_without_effect_is_said(good, caplog):
+    good["optimizer"] |= {"b2": 0.9}
+    build.run(good)
+    assert not caplog.records
+    build.run({**good, "optimizer": {**good["optimizer"], "name": "adafactor"}})  # as the command line may change it
+    (said,) = caplog.records
+    assert said.getMessage() == "config.optimizer.b2 has no effect: adafactor does not take it"
+
+
+def test_a_plan_is_of_a_right_config(good):
+    good["checkpoint"] |= {"kep": 5}
+    with pytest.raises(ValueError, match="config.checkpoint has no key 'kep'"):
+        planning.plan(good)
 
 
 def test_a_missing_section_is_named(good):

@@ -27,6 +27,8 @@ def command(*arguments):
         (("launch.sample", "--model=emoji-teacher"), "nothing to draw: give --prompt or a --prompts file"),
         (("launch.sample", "--model=m", "--step=3", "--prompt=a"), "--step, --weights and --ema choose among"),
         (("launch.sample", "--model=m", "--promt=a"), "promt"),
+        (("launch.sample", "--model=emoji-teacher", "--prompt=a", "--n=0"), "--n=0: 0 is not a positive integer"),
+        (("launch.encode", "--folder=f", "--out=o", "--batch_size=0"), "--batch_size=0: 0 is not a positive integer"),
         (("launch.export", "--checkpoint=.", "--out=o", "--step=last"), ". holds no run"),
         (("launch.sample", "--model=emoji-teacher", "--prompt=a", "--target_size=0"), "--target_size is WIDTHxHEIGHT"),
         (("launch.sample", "--checkpoint=c", "--weights=params", "--ema=0.9"), "--ema chooses among averages"),

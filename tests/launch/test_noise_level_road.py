@@ -14,7 +14,7 @@ import tiny
 import tiny_sd
 
 from configs import slct_latent32
-from lcm_jax import build, build_edm, drawing, encoding, exporting, planning, run_folder, sections
+from lcm_jax import build, build_edm, drawing, encoding, exporting, objectives, planning, run_folder, sections
 from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -93,12 +93,12 @@ def test_statistics_are_those_of_the_data_and_travel_with_the_weights(made, late
         kept = tiny.tree(run.exported, "statistics")
         np.testing.assert_array_equal(kept["mean"], mean)
         np.testing.assert_array_equal(kept["std"], std)
-    channel_mean, channel_std = manifest.statistics(latents32, "channel")
+    channel_mean, channel_std = manifest.statistics([latents32], "channel")
     assert channel_mean.shape == mean.shape and np.ptp(channel_mean, axis=(0, 1)).max() == 0
     np.testing.assert_allclose(channel_mean[0, 0], mean.mean((0, 1)), atol=1e-4)
     assert (channel_std > 0).all()
     with pytest.raises(ValueError, match="data.statistics is 'pixel'; choose 'element' or 'channel'"):
-        manifest.statistics(latents32, "pixel")
+        manifest.statistics([latents32], "pixel")
 
 
 def test_what_the_step_sees_has_the_spread_of_sigma_data(made):
@@ -113,6 +113,19 @@ def test_what_the_step_sees_has_the_spread_of_sigma_data(made):
     back = run.networks["statistics"]
     again = seen * (back["std"] / 0.5) + back["mean"]
     np.testing.assert_allclose(again, batch["mean"], atol=1e-4)
+
+
+def test_a_model_is_drawn_from_the_noise_that_it_was_trained_at(made):
+    def spec(config, **objective):
+        return build_edm.edm_parts({**config, "objective": {**config["objective"], **objective}})[1].spec
+
+    for run in (made.ct, made.slct, made.cd):
+        told = spec(run.config, sigma_min=0.01, sigma_max=40.0, rho=5.0)
+        assert (told.sigma_min, told.sigma_max, told.rho) == (0.01, 40.0, 5.0)
+        level = (40 ** (1 / 5) + 420 / 640 * (0.01 ** (1 / 5) - 40 ** (1 / 5))) ** 5
+        assert told.sigmas[0] == (40.0,) and told.sigmas[1] == (40.0, pytest.approx(level, rel=1e-3))
+        assert spec(run.config).sigmas == ((80.0,), (80.0, 0.5286))
+    assert spec(made.edm.config).sigma_max == spec(made.ect.config).sigma_max == 80  # their times lie on no grid
 
 
 @pytest.mark.parametrize("name, steps", [("edm", 3), ("slct", 2)])
@@ -151,8 +164,11 @@ def test_noise_levels_can_be_chosen_and_are_checked(made):
     ):
         with pytest.raises(ValueError, match=message):
             pipe(**call)
+    denoiser = EDMPipeline.load(made.edm.exported)
     with pytest.raises(ValueError, match="a denoiser takes steps"):
-        EDMPipeline.load(made.edm.exported)(1, sigmas=(80.0,))
+        denoiser(1, sigmas=(80.0,))
+    with pytest.raises(ValueError, match="takes at least 2 steps, got 0"):
+        denoiser(1, steps=0)
 
 
 def test_the_command_draws_and_says_what_has_no_meaning(made, tmp_path):
@@ -330,6 +346,49 @@ def test_noise_levels_are_sought_by_any_score(made, by, monkeypatch):
     assert found.scores[1] == best(score for sigmas, score in found.tried.items() if len(sigmas) == 2)
     with pytest.raises(ValueError, match="sought by kid, fd, precision, recall, not by 'fid'"):
         noise_evaluation.best_sigmas(pipe, Planted(), 2, by="fid")
+
+
+NEW = """
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lcm_jax.diffusion.path import VE, diffuse
+from lcm_jax.objectives.base import draw_latent
+from lcm_jax.objectives.reading import Preconditioned
+
+
+@dataclass(frozen=True)
+class OneLevel:
+    sigma: float
+    reading: Any = Preconditioned()
+    mu: None = None
+    needs_teacher: bool = False
+
+    def loss(self, nets, batch, key, step):
+        z0 = draw_latent(batch, key)
+        t = jnp.full(len(z0), self.sigma)
+        z_t = diffuse(VE(), z0, jax.random.normal(key, z0.shape), t)
+        loss = jnp.abs(self.reading(VE(), nets, batch, key, len(z0)).student(z_t, t).x0 - z0).mean()
+        return loss, {"loss/mean": loss}
+
+
+def build(sigma: float = 1.0) -> OneLevel:
+    return OneLevel(sigma)
+"""
+
+
+def test_a_method_is_added_by_a_file(data, latents32, tmp_path, monkeypatch):
+    (tmp_path / "one_level.py").write_text(NEW)
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    model = {"start": str(data.autoencoder), "network": "dit_tiny"}
+    config = tiny.config({"name": "one_level", "sigma": 0.5}, model, latents32, steps=1)
+    state = run_folder.train(build.run(config), tmp_path / "run", progress=False)
+    assert state.step == 1 and open_model(exporting.export(tmp_path / "run", tmp_path / "out")).spec.role == "diffusion"
+    with pytest.raises(ValueError, match="config.objective has no key 'sigmaa'; did you mean 'sigma'"):
+        build.run(tiny.config({"name": "one_level", "sigmaa": 0.5}, model, latents32))
 
 
 @pytest.mark.parametrize("name, levels", [("slct", 4), ("cd", 5)])

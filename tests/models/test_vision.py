@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from lcm_jax.models.vision import UNUSED_KEYS, Depthwise, FrozenBatchNorm, VisionConfig, mobilenet_v2
+from lcm_jax.models.layers import FrozenBatchNorm
+from lcm_jax.models.vision import UNUSED_KEYS, Depthwise, VisionConfig, mobilenet_v2
 from lcm_jax.weights.bijection import from_torch
 from lcm_jax.weights.fetch import MOBILENET, fetch
 from lcm_jax.weights.torch_pickle import read_torch

@@ -6,8 +6,14 @@ import numpy as np
 
 from lcm_jax.diffusion.grid import PairSampler
 from lcm_jax.objectives.base import Nets
+from lcm_jax.sections import build_objective
 
 B, WIDTH = 6, 3
+
+
+def get(name, **settings):
+    """The objective of that name."""
+    return build_objective({"name": name, **settings})
 
 
 class At(PairSampler):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import KEY, STEP, At, Recorder, batch, nets, weights
+from fakes import KEY, STEP, At, Recorder, batch, get, nets, weights
 from gaussian import Gaussian
 
 from lcm_jax.diffusion.guidance import guidance_embedding
@@ -144,8 +144,6 @@ def test_guidance_is_drawn_in_its_range_and_told_to_student_and_target_alone():
 @pytest.mark.parametrize("drop", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", ["lcd", "lcf", "diffusion"])
 def test_captions_are_dropped_at_the_share_asked_for(name, drop):
-    from lcm_jax.objectives.base import get
-
     data = batch(b=400)
     data["uncond"] = {"context": jnp.full((2, 3), 9.0)}
     net = Recorder()

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import get
 from gaussian import Gaussian
 
 from lcm_jax.diffusion.boundary import EDMBoundary, LCMBoundary, consistency, edm_field
 from lcm_jax.diffusion.field import network_field
 from lcm_jax.diffusion.path import VE, output_of, vp_path
-from lcm_jax.objectives.base import get
 from lcm_jax.train.optimizer import learning_rate, optimizer
 from lcm_jax.train.step import init_state, train_step
 

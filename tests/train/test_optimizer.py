@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lcm_jax.train.optimizer import clipped, learning_rate, optimizer
+from lcm_jax.train.optimizer import UNUSED, clipped, learning_rate, optimizer
 
 RATE, DECAY = 0.1, 0.3
 
@@ -60,6 +60,13 @@ def sgd(p, g, n, memory):
 def test_against_the_definition(name, rule):
     with jax.enable_x64(True):  # 1 - b2^n loses four digits in float32
         np.testing.assert_allclose(walk(optimizer(name, RATE, weight_decay=DECAY)), reference(rule), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "radam", "sgd", "adafactor", "muon"])
+def test_what_is_without_effect_is_known(name):
+    for setting, value in (("b1", 0.5), ("b2", 0.6), ("eps", 0.7), ("weight_decay", 0.5), ("clip", 0.1)):
+        same = np.array_equal(walk(optimizer(name, RATE, **{setting: value})), walk(optimizer(name, RATE)))
+        assert same == (setting in UNUSED.get(name, ()))
 
 
 def test_adafactor_goes_downhill():

