@@ -1,6 +1,6 @@
 """Which skipping step k and which solver to distil with, at a small fixed budget (LCM Fig. 3).
 
-    python -m benchmarks.skip_solver --batch_size 8 --out runs/skip_solver       # 2 cores: 10 minutes a cell, 12 cells
+    python -m benchmarks.skip_solver --out runs/skip_solver       # 2 cores: 10 minutes a cell, 12 cells
 
 Every cell is the quick start's distillation of the same student for the same updates, with n drawn as Algorithm 1 does
 (any t >= k), and is sampled at one time list. Beside them stands the student as all of them start: the teacher's
