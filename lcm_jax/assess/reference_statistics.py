@@ -83,9 +83,7 @@ def threaded(load: Callable[[Any], np.ndarray], some: Sequence[Any] | Rows) -> I
         return np.stack(list(pool.map(load, some)))
 
 
-def reference(
-    net: FeatureNet, real: RealImages, keep: str | Path, batch: int = BATCH
-) -> FeatureStatistics:
+def reference(net: FeatureNet, real: RealImages, keep: str | Path, batch: int = BATCH) -> FeatureStatistics:
     """Statistics of the real images through the network, from the folder `keep` if they were taken before.
 
     What was kept counts only for these very pictures, these weights and this resize, all named in the file, and only
@@ -104,9 +102,7 @@ def reference(
     return FeatureStatistics(real.count, *kept)
 
 
-def some_features(
-    net: FeatureNet, real: RealImages, n: int, keep: str | Path, batch: int = BATCH
-) -> Features:
+def some_features(net: FeatureNet, real: RealImages, n: int, keep: str | Path, batch: int = BATCH) -> Features:
     """Features [n, d] of n of the real images, drawn with a fixed seed; kept as `reference` keeps. All must call it.
 
     Raises ValueError for more than there are.

@@ -26,8 +26,8 @@ from lcm_jax.train.observing import Patience, Tracer, memory
 log = logging.getLogger(__name__)
 NONFINITE_FILE = "nonfinite.json"
 WATCHED = ("loss", "grad")  # a metric of one of these families that is not finite stops the run
-SETTINGS = ("log_steps", "checkpoint_steps", "sample_steps", "hang_seconds")  # keywords of `run`
-LEAST = {"steps": 1, "log_steps": 1, "checkpoint_steps": 1, "sample_steps": 0, "hang_seconds": 0}
+# Keywords of `run` that a config sets, and the least that each may be.
+SETTINGS = {"log_steps": 1, "checkpoint_steps": 1, "sample_steps": 0, "hang_seconds": 0}
 AHEAD = 2  # steps in flight: enough to hide the host, few enough to bound the batches waiting on the device
 
 
@@ -133,10 +133,11 @@ class _Clock:
 
 
 def check(settings: Mapping[str, Any], section: str = "") -> None:
-    """Raises ValueError for a number that means nothing to `run`."""
+    """Raises ValueError for a number that means nothing to `run`; of SETTINGS, and `steps`."""
     for name, value in settings.items():
-        if not isinstance(value, int | float) or not value >= LEAST[name]:
-            raise ValueError(f"{section}{name} must be at least {LEAST[name]}, not {value!r}")
+        least = SETTINGS.get(name, 1)
+        if not isinstance(value, int | float) or not value >= least:
+            raise ValueError(f"{section}{name} must be at least {least}, not {value!r}")
 
 
 def run(
@@ -180,8 +181,8 @@ def run(
     Raises NonFiniteLoss (the last good checkpoint stays the newest), CheckpointError, and ValueError if
     the loader ends.
     """
-    check({"steps": steps, "log_steps": log_steps, "checkpoint_steps": checkpoint_steps})
-    check({"sample_steps": sample_steps, "hang_seconds": hang_seconds})
+    intervals = {"log_steps": log_steps, "checkpoint_steps": checkpoint_steps, "sample_steps": sample_steps}
+    check({"steps": steps, **intervals, "hang_seconds": hang_seconds})
     hooks = tuple(hooks)
     tracer, patience = Tracer(profile, folder), Patience(hang_seconds)
     started = saved = number = int(state.step)
