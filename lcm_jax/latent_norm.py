@@ -14,7 +14,7 @@ PerChannel = Float[np.ndarray, " c"]
 
 
 def statistics(
-    net: Net, params: Params, batches: Iterable[UInt8[np.ndarray, "b h w 3"]]
+    net: Net, params: Params, batches: Iterable[UInt8[np.ndarray, "_ h w 3"]]
 ) -> tuple[PerChannel, PerChannel]:
     """Per-channel mean and standard deviation of posterior samples over all images, float64, exact from moments."""
 
