@@ -46,8 +46,8 @@ def weights(case: Case) -> dict:
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         noise = rng.standard_normal(leaf.shape, dtype=np.float32)
         if path[-1].key == "kernel":
-            return noise / np.prod(leaf.shape[:-1]) ** 0.5
-        return 0.1 * noise + (path[-1].key == "scale")
+            return noise / np.float32(np.prod(leaf.shape[:-1]) ** 0.5)
+        return np.float32(0.1) * noise + np.float32(path[-1].key == "scale")
 
     return {name: jax.tree.map_with_path(draw, net.abstract()) for name, net in networks(case).items()}
 
