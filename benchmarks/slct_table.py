@@ -6,7 +6,8 @@
 Every row trains the same network on the same data for the same updates, through the whole curriculum; rows add one
 change each (arXiv 2502.01441), ending in sLCT. EDM's diffusion, sampled in 18 and 40 steps, stands beside them, and
 says whether the updates are enough: over the last fifth of them it should improve by less than 5 %. Every row and seed
-is a run of its own in --out, which goes on where it stopped.
+is a run of its own in --out, which goes on where it stopped; those that results/NAME.json has are not run again, so the
+table can be made in parts (--seeds, --rows), on one machine after another.
 """
 
 import argparse
@@ -41,6 +42,7 @@ class Variant:
 
 PLAIN = {"name": "slct", "schedule_delta": False, "diffusion_weight": 0.0, "transport": False}
 REFERENCE = "EDM"
+PARTS = ("seeds", "rows", "name", "out")  # what may differ between the calls that make one table
 FIFTHS = 5  # checkpoints of a run, the last two of which are kept
 VARIANTS = {
     "iCT": Variant({"name": "ict"}),
@@ -73,34 +75,58 @@ def main() -> None:
     args = parser.parse_args()
     if args.updates % FIFTHS:
         parser.error(f"--updates {args.updates} is no multiple of {FIFTHS}: runs are looked at after every fifth")
-    net, judge, runs, settling = feature_network(args.features), None, [], {}
+    protocol = {name: value for name, value in vars(args).items() if name not in PARTS}
+    made = results.kept(args.name)
+    if made and made["protocol"] != protocol:
+        parser.error(f"results/{args.name}.json is of other settings, {made['protocol']}: give another --name")
+    net, judge = feature_network(args.features), None
     for seed in args.seeds:
         for row in args.rows:
+            if any((run["row"], run["seed"]) == (row, seed) for run in made.get("runs", [])):
+                continue
             pipe = train(args, row, seed)
             if judge is None:
                 found, _ = evaluation_set.open_folder(args.data, None, {}, pipe.spec)
                 judge = noise_evaluation.Judge(found, net, args.samples)
-            where, steps = folder(args, row, seed), pipe.usual_steps
-            scores = score(pipe, judge, steps, args.samples, where / "scores")
-            runs.append({"row": row, "seed": seed, "scores": scores})
-            print(row, seed, {steps: round(s["kid"]) for steps, s in scores.items()}, flush=True)
-            if row == REFERENCE:
-                before = run_folder.pipeline(where, args.updates // FIFTHS * (FIFTHS - 1))
-                earlier = score(before, judge, steps[:1], args.samples, where / "scores_before")
-                settling[seed] = {"before": earlier[str(steps[0])]["kid"], "after": scores[str(steps[0])]["kid"]}
-    controls = judge.controls()
-    text = table(runs, args.rows, controls)
-    intervals = Doubling(10, args.s1, args.updates)
-    stages = {n: int(intervals(n)) for n in np.linspace(0, args.updates, 8, dtype=int).tolist()}
-    values = {"protocol": vars(args), "images": args.updates * args.batch_size, "n": judge.n, "stages": stages}
-    values |= {"last_fifth_of_reference": settling, "controls": controls, "runs": runs, "table": text}
-    path = results.save(args.name, values)
-    print(text)
-    print(f"{args.updates} updates of {args.batch_size}: {values['images']} images a run, N up to {args.s1}")
+            run = scored(args, pipe, judge, row, seed)
+            print(row, seed, {steps: round(s["kid"]) for steps, s in run["scores"].items()}, flush=True)
+            made = gathered(protocol, judge, [*made.get("runs", []), run])
+            results.save(args.name, made, show=False)
+    show(made, results.FOLDER / f"{args.name}.png")
+
+
+def gathered(protocol: dict[str, Any], judge: noise_evaluation.Judge, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept: the runs so far and all that their table needs."""
+    updates, controls = protocol["updates"], judge.controls()
+    intervals = Doubling(10, protocol["s1"], updates)
+    stages = {n: int(intervals(n)) for n in np.linspace(0, updates, 8, dtype=int).tolist()}
+    values = {"protocol": protocol, "images": updates * protocol["batch_size"], "n": judge.n, "stages": stages}
+    return values | {"controls": controls, "runs": runs, "table": table(runs, controls)}
+
+
+def show(made: dict[str, Any], path: Path) -> None:
+    """Prints the table and whether the updates were enough, and draws the figure."""
+    told = made["protocol"]
+    print(made["table"])
+    print(f"{told['updates']} updates of {told['batch_size']}: {made['images']} images a run, N up to {told['s1']}")
+    settling = [(r["before"], r["scores"][next(iter(r["scores"]))]["kid"]) for r in made["runs"] if "before" in r]
     if settling:
-        before, after = (statistics.mean(s[when] for s in settling.values()) for when in ("before", "after"))
+        before, after = (statistics.mean(when) for when in zip(*settling, strict=True))
         print(f"{REFERENCE}'s KID x 1000 in the last fifth of the updates: {before:.0f} to {after:.0f}")
-    print(draw(runs, args.rows, controls, path.with_suffix(".png")))
+    print(draw(made["runs"], made["controls"], path))
+
+
+def scored(
+    args: argparse.Namespace, pipe: EDMPipeline, judge: noise_evaluation.Judge, row: str, seed: int
+) -> dict[str, Any]:
+    """A run's entry; the reference's says, too, where it stood a fifth of the updates `before`."""
+    where, steps = folder(args, row, seed), pipe.usual_steps
+    scores = score(pipe, judge, steps, args.samples, where / "scores")
+    run: dict[str, Any] = {"row": row, "seed": seed, "scores": scores}
+    if row == REFERENCE:
+        before = run_folder.pipeline(where, args.updates // FIFTHS * (FIFTHS - 1))
+        run["before"] = score(before, judge, steps[:1], args.samples, where / "scores_before")[str(steps[0])]["kid"]
+    return run
 
 
 def score(
@@ -133,19 +159,24 @@ def train(args: argparse.Namespace, row: str, seed: int) -> EDMPipeline:
     return run_folder.pipeline(where)
 
 
-def gathered(runs: list[dict[str, Any]], row: str) -> dict[str, dict[str, list[float]]]:
+def over_seeds(runs: list[dict[str, Any]], row: str) -> dict[str, dict[str, list[float]]]:
     """{steps: {score: values over the seeds}} of a row."""
     own = [r["scores"] for r in runs if r["row"] == row]
     return {steps: {k: [s[steps][k] for s in own] for k in own[0][steps]} for steps in own[0]}
 
 
-def table(runs: list[dict[str, Any]], rows: list[str], controls: dict) -> str:
+def rows_of(runs: list[dict[str, Any]]) -> list[str]:
+    """The rows there are, in the table's order."""
+    return [row for row in VARIANTS if any(run["row"] == row for run in runs)]
+
+
+def table(runs: list[dict[str, Any]], controls: dict) -> str:
     """Markdown: the mean over the seeds and, where there are several, its 95 % interval (Student's t)."""
     lines = ["| | steps | KID x 1000 | FD | FD - floor | recall |", "|---|---|---|---|---|---|"]
     for name, s in controls.items():
         lines.append(f"| {name} | - | {s['kid']:.0f} | {s['fd']:.0f} | {s['fd - floor']:.0f} | {s['recall']:.2f} |")
-    for row in rows:
-        for steps, s in gathered(runs, row).items():
+    for row in rows_of(runs):
+        for steps, s in over_seeds(runs, row).items():
             cells = [spread(s["kid"]), spread(s["fd"]), spread(s["fd - floor"]), spread(s["recall"], 2)]
             lines.append(f"| {row} | {steps} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -160,12 +191,12 @@ def spread(values: list[float], digits: int = 0) -> str:
     return f"{mean:.{digits}f} [{mean - away:.{digits}f}, {mean + away:.{digits}f}]"
 
 
-def draw(runs: list[dict], rows: list[str], controls: dict, path: Path) -> Path:
+def draw(runs: list[dict], controls: dict, path: Path) -> Path:
     """KID of every row and step count, a dot a seed, between the floor and the blurred control."""
     figure, axis = plt.subplots(figsize=(7, 3.6))
-    labels = {}
+    labels, rows = {}, rows_of(runs)
     for x, row in enumerate(rows):
-        for i, (steps, s) in enumerate(gathered(runs, row).items()):
+        for i, (steps, s) in enumerate(over_seeds(runs, row).items()):
             colour = f"C{labels.setdefault(steps, len(labels))}"
             axis.plot([x + 0.2 * i - 0.1] * len(s["kid"]), s["kid"], "o", color=colour, label=f"{steps} steps")
     for (name, scores), style in zip(controls.items(), ("--", ":"), strict=True):

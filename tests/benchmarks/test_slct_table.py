@@ -22,11 +22,10 @@ def test_the_interval_of_three_seeds_is_students():
 
 def test_rows_and_picture(tmp_path):
     one = lambda kid: {"kid": kid, "fd": 2 * kid, "fd - floor": kid, "precision": 0.5, "recall": 0.25}
-    rows = ["iCT", slct_table.REFERENCE]
     runs = [{"row": "iCT", "seed": s, "scores": {"1": one(90.0 + s), "2": one(80.0)}} for s in (0, 1)]
-    runs.append({"row": slct_table.REFERENCE, "seed": 0, "scores": {"18": one(7.0)}})
+    runs.insert(0, {"row": slct_table.REFERENCE, "seed": 0, "scores": {"18": one(7.0)}})
     controls = {"real": one(0.0), "blurred": one(70.0)}
-    lines = slct_table.table(runs, rows, controls).splitlines()
+    lines = slct_table.table(runs, controls).splitlines()
     assert lines[4] == "| iCT | 1 | 90 [84, 97] | 181 [168, 194] | 90 [84, 97] | 0.25 [0.25, 0.25] |"
     assert lines[-1] == "| EDM | 18 | 7 | 14 | 7 | 0.25 |" and len(lines) == 7
-    assert slct_table.draw(runs, rows, controls, tmp_path / "a.png").stat().st_size > 1000
+    assert slct_table.draw(runs, controls, tmp_path / "a.png").stat().st_size > 1000
