@@ -25,7 +25,7 @@ def drawn(dtype, width=64):
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-14), ("float32", 1e-6)])
 def test_value_and_gradient_are_those_of_the_formula(dtype, tolerance):
-    with jax.enable_x64():
+    with jax.enable_x64(True):
         x, by_out = drawn(dtype)
         for got, wanted in zip(jax.jit(both, static_argnums=0)(gated, x, by_out), both(plain, x, by_out), strict=True):
             assert got.dtype == dtype
