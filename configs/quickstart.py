@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
     alone).
     """
     c = emoji_lcd.get_config()
-    c.steps = 520
+    c.steps = 700
     c.objective.update(grid="fixed", skip=125, w_max=1.0, mu=None, weight_name="root_snr")
-    c.optimizer.update(name="muon", rate=1e-4, warmup=20)
+    c.optimizer.update(rate=3e-5, warmup=20)
     c.average = dict(ema_decay=0.98)
     c.loop = dict(log_steps=20, checkpoint_steps=300, sample_steps=300)
     return c
