@@ -7,7 +7,7 @@ Every row trains the same network on the same data for the same updates, through
 change each (arXiv 2502.01441), ending in sLCT. EDM's diffusion, sampled in 18 and 40 steps, stands beside them, and
 says whether the updates are enough: over the last fifth of them it should improve by less than 5 %. Every row and seed
 is a run of its own in --out, which goes on where it stopped; those that results/NAME.json has are not run again, so the
-table can be made in parts (--seeds, --rows), on one machine after another.
+table can be made in parts (--seeds, --rows), side by side or on one machine after another.
 """
 
 import argparse
@@ -76,13 +76,12 @@ def main() -> None:
     if args.updates % FIFTHS:
         parser.error(f"--updates {args.updates} is no multiple of {FIFTHS}: runs are looked at after every fifth")
     protocol = {name: value for name, value in vars(args).items() if name not in PARTS}
-    made = results.kept(args.name)
-    if made and made["protocol"] != protocol:
+    if (made := results.kept(args.name)) and made["protocol"] != protocol:
         parser.error(f"results/{args.name}.json is of other settings, {made['protocol']}: give another --name")
     net, judge = feature_network(args.features), None
     for seed in args.seeds:
         for row in args.rows:
-            if any((run["row"], run["seed"]) == (row, seed) for run in made.get("runs", [])):
+            if any((run["row"], run["seed"]) == (row, seed) for run in results.kept(args.name).get("runs", [])):
                 continue
             pipe = train(args, row, seed)
             if judge is None:
@@ -90,9 +89,9 @@ def main() -> None:
                 judge = noise_evaluation.Judge(found, net, args.samples)
             run = scored(args, pipe, judge, row, seed)
             print(row, seed, {steps: round(s["kid"]) for steps, s in run["scores"].items()}, flush=True)
-            made = gathered(protocol, judge, [*made.get("runs", []), run])
-            results.save(args.name, made, show=False)
-    show(made, results.FOLDER / f"{args.name}.png")
+            others = results.kept(args.name).get("runs", [])  # and those another call made meanwhile
+            results.save(args.name, gathered(protocol, judge, [*others, run]), show=False)
+    show(results.kept(args.name), results.FOLDER / f"{args.name}.png")
 
 
 def gathered(protocol: dict[str, Any], judge: noise_evaluation.Judge, runs: list[dict[str, Any]]) -> dict[str, Any]:
