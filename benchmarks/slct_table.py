@@ -88,9 +88,9 @@ def main() -> None:
                 found, _ = evaluation_set.open_folder(args.data, None, {}, pipe.spec)
                 judge = noise_evaluation.Judge(found, net, args.samples)
             run = scored(args, pipe, judge, row, seed)
-            print(row, seed, {steps: round(s["kid"]) for steps, s in run["scores"].items()}, flush=True)
             others = results.kept(args.name).get("runs", [])  # and those another call made meanwhile
             results.save(args.name, gathered(protocol, judge, [*others, run]), show=False)
+            print(row, seed, {steps: round(s["kid"]) for steps, s in run["scores"].items()}, flush=True)
     show(results.kept(args.name), results.FOLDER / f"{args.name}.png")
 
 
