@@ -36,7 +36,7 @@ def main() -> None:
     w = np.full(len(PROMPTS), args.w, np.float32)
     z = student.latents(setting, student.params["unet"], told, told, w, noise)
     here = np.asarray(to_pixels(student.decode(student.params, z)))
-    there = in_diffusers(folder, np.asarray(noise), told["context"], args.w)
+    there = in_diffusers(folder, np.stack([noise(i) for i in range(STEPS)]), told["context"], args.w)
     reference = teacher(PROMPTS, steps=TEACHER_STEPS, w=args.w)
     apart = np.abs(here.astype(int) - there)
     images = np.stack([reference, here, there], axis=1).reshape(-1, *here.shape[1:])

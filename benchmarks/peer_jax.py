@@ -115,10 +115,11 @@ class Sampling:
             features = guidance_embedding(w, peer_case.W_WIDTH)
             net = partial(nets["student"].apply, params["student"], context=context, w_features=features)
             f = consistency(path, LCMBoundary(), network_field(path, KIND, net))
-            z = few_step.sample(f, path, noise, times) / case.autoencoder.scale
+            z = few_step.sample(f, path, noise.__getitem__, times) / case.autoencoder.scale
             return jnp.clip(nets["autoencoder"].apply(params["autoencoder"], z, method="decode"), -1, 1)
 
-        self.draw = jax.jit(lambda keys: few_step.draws(keys, len(times), self.shape))
+        fresh = lambda keys: few_step.fresh(keys, self.shape)
+        self.draw = jax.jit(lambda keys: jnp.stack([fresh(keys)(i) for i in range(len(times))]))
         args = (self.params, self.draw(self.keys), self.context, self.w)
         begun = time.perf_counter()
         lowered = jax.jit(sample).lower(*args)

@@ -123,7 +123,7 @@ def latents(
     @jax.jit
     def sample(params, keys, *told):
         told, every = dict(zip(asked.condition, told, strict=True)), jnp.full(len(keys), w)
-        return pipe.latents(setting, params, told, unconditional(told, uncond), every, unit(keys)[None])
+        return pipe.latents(setting, params, told, unconditional(told, uncond), every, lambda i: unit(keys))
 
     draw, rows = partial(sample, pipe.drawers.params["unet"]), (keys, *asked.condition.values())
     return pipe.drawers.map(draw, rows, pipe.drawers.even_size(generation.BATCH, len(asked)), int)

@@ -17,15 +17,15 @@ from lcm_jax.diffusion.path import VE
 from lcm_jax.drawers import Drawers
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.parallel.reading import Reading
-from lcm_jax.pipeline import BATCH, Keys, Noise, Pixels, image_keys, to_pixels
+from lcm_jax.pipeline import BATCH, Keys, Pixels, image_keys, to_pixels
 from lcm_jax.sampling import defaults, few_step, reference
+from lcm_jax.sampling.schedule import Schedule, filled
 from lcm_jax.source import image_networks, network, open_model
 from lcm_jax.typing import Latent, Params
 
 CONSISTENCY, HEUN = "consistency", "heun"
 Labels = Int[np.ndarray | Array, " b"]
 Draw = Callable[[dict[str, Params], Keys, Labels | None], Pixels]
-Levels = Float[np.ndarray | Array, " n"]
 
 
 class EDMPipeline:
@@ -45,7 +45,6 @@ class EDMPipeline:
         self.spec, self.params, self.origin = spec, params, dict(origin or {})
         self.path, self.read = VE(), read
         self.network, self.autoencoder, self.statistics = (network(spec, name) for name in image_networks(spec))
-        self._compiled: dict[int, Callable[..., Pixels]] = {}
 
     @classmethod
     def load(cls, source: str | os.PathLike) -> "EDMPipeline":
@@ -180,27 +179,31 @@ class EDMPipeline:
         return steps if self.name == CONSISTENCY else reference.nfe(HEUN, steps, guided=False)
 
     def sampler(self, steps: int | None = None, sigmas: Sequence[float] | None = None) -> Draw:
-        """The compiled draw(params, keys [b], labels [b]) -> uint8 pixels, once for every number of noise levels."""
-        times = self.times(steps, sigmas)
-        if len(times) not in self._compiled:
-            self._compiled[len(times)] = jax.jit(self.draw)
-        return partial(self._compiled[len(times)], times)
+        """The compiled draw(params, keys [b], labels [b]) -> uint8 pixels; compiled once for all noise levels."""
+        return partial(self._compiled, filled(self.times(steps, sigmas)))
 
-    def draw(self, times: Levels, params: dict[str, Params], keys: Keys, labels: Labels | None = None) -> Pixels:
+    @cached_property
+    def _compiled(self) -> Callable[..., Pixels]:
+        return jax.jit(self.draw)
+
+    def draw(
+        self, schedule: Schedule, params: dict[str, Params], keys: Keys, labels: Labels | None = None
+    ) -> Pixels:
         """A picture a key. To be compiled."""
-        count = len(times) if self.name == CONSISTENCY else 1
-        noise = few_step.draws(keys, count, self.spec.latent_shape)
-        return to_pixels(self.decode(params, self.latents(times, params["network"], noise, labels)))
+        noise = few_step.fresh(keys, self.spec.latent_shape)
+        return to_pixels(self.decode(params, self.latents(schedule, params["network"], noise, labels)))
 
-    def latents(self, times: Levels, params: Params, noise: Noise, labels: Labels | None = None) -> Latent:
+    def latents(
+        self, schedule: Schedule, params: Params, noise: few_step.StepNoise, labels: Labels | None = None
+    ) -> Latent:
         """Latents at sigma_data by multistep consistency sampling (CM Alg. 1), or Heun's trajectory (EDM Alg. 1)."""
         spec = self.spec
         told = partial(self.network.apply, params, labels=labels, read=self.read)
         field = edm_field(self.path, told, spec.sigma_data, spec.time_scale)
         if self.name == HEUN:
-            return reference.sample(HEUN, self.path, field, noise[0], times)
+            return reference.sample(HEUN, self.path, field, noise(0), *schedule)
         f = consistency(self.path, EDMBoundary(spec.sigma_min, spec.sigma_data), field)
-        return few_step.sample(f, self.path, noise, times, sigma_min=spec.sigma_min)
+        return few_step.sample(f, self.path, noise, *schedule, sigma_min=spec.sigma_min)
 
     def decode(self, params: dict[str, Params], z: Latent) -> Float[Array, "b h w 3"]:
         """Latents at sigma_data to images in [-1, 1]."""

@@ -5,7 +5,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from lcm_jax.models.unet import unet
 from lcm_jax.objectives.base import unconditional
 from lcm_jax.parallel.reading import Reading
 from lcm_jax.sampling import defaults, few_step, reference
+from lcm_jax.sampling.schedule import Schedule, filled
 from lcm_jax.source import image_networks, in_dtype, open_model
 from lcm_jax.typing import Condition, Guidance, Latent, Params
 
@@ -38,7 +39,6 @@ OVERLAP = 8  # latent pixels that neighbouring tiles share when an image is deco
 Pixels = UInt8[Array, "b h w 3"]
 Keys = Key[Array, " b"]  # one an image: a picture depends on its own key, not on its neighbours
 Draw = Callable[..., Pixels]
-Noise = Float[Array, "draws b h w c"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ UNCROPPED = SizeIds()
 
 @dataclass(frozen=True)
 class Setting:
-    """What a compiled sampler is compiled for: sampler, steps, pixels; of images to be changed, how strongly.
+    """How pictures are drawn: sampler, steps, pixels; of images to be changed, how strongly.
 
     `tile` (pixels a side) encodes and decodes in overlapping tiles, for images too large to go through at once.
     `guided` asks the network of the empty caption, too, at every evaluation.
@@ -282,23 +282,26 @@ class Pipeline:
         """The compiled draw(params, condition, uncond, w [b], keys [b][, image]) -> uint8 pixels.
 
         `more` are `setting`'s; `condition` has a leading [b], `uncond` has none. One key in the place of `keys` is
-        split. Kept for the next call with the same setting. Raises ValueError as `setting` does.
+        split. Compiled once for every number of steps. Raises ValueError as `setting` does.
         """
         setting = self.setting(name, steps, **more)
-        if setting not in self._compiled:
-            self._compiled[setting] = jax.jit(partial(self.draw, setting))
-        return self._compiled[setting]
+        return self._compile("conditions", setting, partial(self.draw, setting))
 
     def from_tokens(self, setting: Setting) -> Draw:
         """The compiled draw(params, text, tokens, empty tokens, w, keys[, image]) -> uint8 pixels."""
-        if ("tokens", setting) not in self._compiled:
 
-            def draw(params, text, tokens, empty, *rest):
-                uncond = {k: v[0] for k, v in self.captions.states(text, empty).items()}
-                return self.draw(setting, params, self.captions.states(text, tokens), uncond, *rest)
+        def draw(schedule, params, text, tokens, empty, *rest):
+            uncond = {k: v[0] for k, v in self.captions.states(text, empty).items()}
+            return self.draw(setting, schedule, params, self.captions.states(text, tokens), uncond, *rest)
 
-            self._compiled["tokens", setting] = jax.jit(draw)
-        return self._compiled["tokens", setting]
+        return self._compile("tokens", setting, draw)
+
+    def _compile(self, of: str, setting: Setting, draw: Draw) -> Draw:
+        """draw(schedule, ..) compiled, or what was for a setting that asks for other times only, at these times."""
+        key = (of, replace(setting, steps=0, strength=None))
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(draw)
+        return partial(self._compiled[key], filled(self.times(setting)))
 
     def nfe(self, setting: Setting) -> int:
         """Network evaluations of one image; guided ones count twice."""
@@ -310,6 +313,7 @@ class Pipeline:
     def draw(
         self,
         setting: Setting,
+        schedule: Schedule,
         params: dict[str, Params],
         condition: Condition,
         uncond: Mapping[str, Array],
@@ -317,12 +321,15 @@ class Pipeline:
         keys: Array,
         image: Pixels | None = None,
     ) -> Pixels:
-        """Pictures of conditions, each by its own key; `image` holds those to be changed. To be compiled."""
+        """Pictures of conditions, each by its own key, at the times of a schedule. To be compiled.
+
+        `image` holds those to be changed.
+        """
         keys = keys if keys.ndim else jax.random.split(keys, len(w))
         told = self.sized(condition, setting)
         start = None if image is None else self.encode_image(params, image, setting.tile)
         noise = self.noise(setting, keys)
-        z = self.latents(setting, params["unet"], told, unconditional(told, uncond), w, noise, start)
+        z = self.latents(setting, params["unet"], told, unconditional(told, uncond), w, noise, start, schedule)
         return to_pixels(self.decode(params, z, setting.tile))
 
     def sized(self, condition: Condition, setting: Setting) -> Condition:
@@ -332,12 +339,12 @@ class Pipeline:
         ids = jnp.array(setting.ids.of(setting.height, setting.width), jnp.float32)
         return {**condition, "time_ids": jnp.broadcast_to(ids, (len(condition["context"]), 6))}
 
-    def noise(self, setting: Setting, keys: Keys) -> Noise:
-        """Every image's unit noise from its own key: a draw a step for a consistency model, one for a teacher."""
+    def noise(self, setting: Setting, keys: Keys) -> few_step.StepNoise:
+        """Every image's unit noise from its own key: new in each step of a consistency model, one for a teacher."""
         shape = self.spec.latents_of(setting.height, setting.width)
         if setting.sampler == "lcm":
-            return few_step.draws(keys, len(self.times(setting)), shape)
-        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)[None]
+            return few_step.fresh(keys, shape)
+        return lambda i: jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
     def latents(
         self,
@@ -346,15 +353,18 @@ class Pipeline:
         told: Condition,
         empty: Condition,
         w: Guidance,
-        noise: Noise,
+        noise: few_step.StepNoise,
         start: Latent | None = None,
+        schedule: Schedule | None = None,
     ) -> Latent:
         """Latents in diffusion units by multistep consistency sampling (LCM Alg. 3), or a guided teacher's trajectory.
 
-        `start` holds latents to be changed. A student without an input for w (LCM-LoRA) is guided from outside, by
+        `noise` gives that of a step, `start` holds latents to be changed, `schedule` times in the place of the
+        setting's. A student without an input for w (LCM-LoRA) is guided from outside, by
         `setting` or not.
         """
-        net, kind, times = partial(self.unet.apply, params, read=self.read), self.spec.kind, self.times(setting)
+        net, kind = partial(self.unet.apply, params, read=self.read), self.spec.kind
+        times, count = schedule or Schedule(self.times(setting), None)
         if setting.guided:
             field = guided_field(self.path, kind, net, told, empty, w)
         else:
@@ -363,8 +373,8 @@ class Pipeline:
             field = network_field(self.path, kind, partial(net, **told, **features))
         if setting.sampler == "lcm":
             f = consistency(self.path, LCMBoundary(self.spec.timestep_scaling), field)
-            return few_step.sample(f, self.path, noise, times, start=start)
-        return reference.sample(setting.sampler, self.path, field, noise[0], times, start=start)
+            return few_step.sample(f, self.path, noise, times, count, start=start)
+        return reference.sample(setting.sampler, self.path, field, noise(0), times, count, start=start)
 
     def encode_image(self, params: dict[str, Params], image: Pixels, tile: int | None = None) -> Latent:
         """The latents of pictures in diffusion units, posterior means; in tiles of `tile` pixels a side where given."""

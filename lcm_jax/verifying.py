@@ -95,7 +95,7 @@ def draw(leaving: exporting.Leaving, dtype: str, prompts: Sequence[str], noise: 
     pipe = Pipeline(spec, {})
     drawn = pipe.setting(pipe.default_sampler, how.steps, w=how.w)
     w = jnp.full(len(prompts), how.w, jnp.float32)
-    latents = jax.jit(partial(pipe.latents, drawn))
+    latents = jax.jit(lambda *given: pipe.latents(drawn, *given[:-1], noise=given[-1].__getitem__))
     z = latents(weights("unet"), pipe.sized(told, drawn), pipe.sized(empty, drawn), w, jnp.asarray(noise))
     images = jax.jit(pipe.decode)({"autoencoder": weights("autoencoder")}, z)
     return Drawn(np.clip((np.asarray(images) + 1) / 2, 0, 1), told, empty)

@@ -54,17 +54,25 @@ def test_a_picture_depends_on_its_own_prompt_and_seed_alone(which, request):
 def test_many_pictures_come_in_batches_of_one_shape(student, monkeypatch):
     monkeypatch.setattr(pipeline, "BATCH", 4)
     sizes = []
-    setting = student.setting("lcm", 1)
-    draw = student.from_tokens(setting)
+    draw = student.from_tokens(student.setting("lcm", 1))
 
     def spy(params, text, tokens, *rest):
         sizes.append(len(tokens))
         return draw(params, text, tokens, *rest)
 
-    monkeypatch.setitem(student._compiled, ("tokens", setting), spy)
+    monkeypatch.setattr(student, "from_tokens", lambda setting: spy)
     images = student("a red disc", steps=1, n=10)
     assert sizes == [4, 4, 4] and len(images) == 10
     close(images[9], student("a red disc", steps=1, n=16)[9])
+
+
+def test_another_number_of_steps_compiles_nothing(student, teacher):
+    for model, counts in ((student, (4, 1)), (teacher, (6, 3))):
+        pipe = Pipeline(model.spec, model.params)
+        drawn = [pipe("a red disc", steps=steps, n=2) for steps in counts]
+        assert np.abs(drawn[0].astype(int) - drawn[1]).max() > 1
+        (draw,) = pipe._compiled.values()
+        assert draw._cache_size() == 1
 
 
 def test_devices_share_the_pictures_of_a_call(student):

@@ -1,16 +1,18 @@
 """Multistep consistency sampling: jump to the data, add noise again, jump again (LCM Alg. 3, CM Alg. 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Int, Key, Num
 
 from lcm_jax.diffusion.boundary import Consistency
 from lcm_jax.diffusion.path import Path, diffuse, pure_noise
 from lcm_jax.typing import Latent
+
+StepNoise = Callable[[int | Int[Array, ""]], Latent]  # a step's number to its noise
 
 
 def lcm_times(n: int, T: int = 1000, original_steps: int = 50, strength: float = 1.0) -> np.ndarray:
@@ -46,36 +48,34 @@ def check_falling(sigmas: Sequence[float], sigma_min: float = 0.0) -> None:
 def sample(
     f: Consistency,
     path: Path,
-    noise: Float[Array, "draws b *latent"],
+    noise: StepNoise,
     times: Num[Array | np.ndarray, " n"],
+    count: int | Int[Array, ""] | None = None,
     sigma_min: float = 0.0,
     start: Latent | None = None,
 ) -> Latent:
     """The last of n calls of f at falling times, each on the previous answer noised anew; f is traced once.
 
-    `noise` is unit normal, one draw a step (`draws`). `start`, clean latents of an image to be changed, is noised
-    to the first time. New noise has variance sigma_t^2 - sigma_min^2: CM's f lands at
-    sigma_min (.002), LCM's at the data (0). Raises ValueError for no times, or not one draw for each.
+    `noise` gives a step's unit normal noise (`fresh`). Of `times` the first `count` are walked, all by default; it may
+    be traced (schedule.filled). `start`, clean latents of an image to be changed, is noised to the first time. New
+    noise has variance sigma_t^2 - sigma_min^2: CM's f lands at sigma_min (.002), LCM's at the data (0). Raises
+    ValueError for no times.
     """
     if len(times) < 1:
         raise ValueError("sampling needs at least one time")
-    if len(times) != len(noise):
-        raise ValueError(f"{len(times)} steps need as many draws of noise, got {len(noise)}")
-    times = jnp.asarray(times)
-    first = jnp.broadcast_to(times[0], noise.shape[1:2])
-    z = pure_noise(path, noise[0], first) if start is None else diffuse(path, start, noise[0], first)
+    times, first = jnp.asarray(times), noise(0)
+    begin = jnp.broadcast_to(times[0], first.shape[:1])
+    z = pure_noise(path, first, begin) if start is None else diffuse(path, start, first, begin)
     keep = path.alpha(times).at[0].set(1)
     renew = jnp.sqrt(jnp.maximum(path.sigma(times) ** 2 - sigma_min**2, 0)).at[0].set(0)
 
-    def jump(x, now):
-        t, keep, renew, fresh = now
-        z = keep * x + renew * fresh  # LCM Alg. 3 line 5, CM Alg. 1 line 4
-        return f(z.astype(x.dtype), jnp.broadcast_to(t, x.shape[:1])).astype(x.dtype), None
+    def jump(i, x):
+        z = keep[i] * x + renew[i] * noise(i)  # LCM Alg. 3 line 5, CM Alg. 1 line 4
+        return f(z.astype(x.dtype), jnp.broadcast_to(times[i], x.shape[:1])).astype(x.dtype)
 
-    return jax.lax.scan(jump, z, (times, keep, renew, noise))[0]
+    return jax.lax.fori_loop(0, len(times) if count is None else count, jump, z)
 
 
-def draws(keys: Key[Array, " b"], n: int, shape: tuple[int, ...]) -> Float[Array, "n b *latent"]:
-    """Unit normal noise of n steps for the samples of these keys, each from its own; `shape` is one latent's."""
-    own = lambda key: jax.vmap(lambda k: jax.random.normal(k, shape))(jax.random.split(key, n))
-    return jax.vmap(own, out_axes=1)(keys)
+def fresh(keys: Key[Array, " b"], shape: tuple[int, ...]) -> StepNoise:
+    """The unit normal noise of every step for the samples of these keys, each from its own; `shape` is one latent's."""
+    return lambda i: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(keys)

@@ -6,7 +6,7 @@ The field comes in guided (diffusion.guidance.guide), so that every rule sees on
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Num
+from jaxtyping import Array, Int, Num
 
 from lcm_jax.diffusion import solver
 from lcm_jax.diffusion.grid import Karras
@@ -69,57 +69,63 @@ def sample(
     field: Field,
     noise: Latent,
     times: Num[Array | np.ndarray, " n"],
+    count: int | Int[Array, ""] | None = None,
     denoise: bool = True,
     start: Latent | None = None,
 ) -> Latent:
-    """Integrates unit `noise` [b, ..] along falling `times` with a named sampler, as a scan over the steps.
+    """Integrates unit `noise` [b, ..] along falling `times` with a named sampler, as a loop over the steps.
 
+    Of `times` the first `count` are walked, all by default; it may be traced (schedule.filled).
     `start`, clean latents, is noised to the first time: an image to be changed.
     The last step is of first order (diffusers' lower-order final). With `denoise` it ends in its clean
-    prediction x0; without, at times[-1]. Raises ValueError for an unknown sampler or fewer than two times.
+    prediction x0; without, at the last time. Raises ValueError for an unknown sampler or fewer than two times.
     """
     _check(sampler)
     if len(times) < 2:
         raise ValueError(f"a trajectory needs at least two times, got {len(times)}")
-    times = jnp.asarray(times)
+    times, steps = jnp.asarray(times), (len(times) if count is None else count) - 1
     first = _spread(times[0], noise)
     z = pure_noise(path, noise, first) if start is None else diffuse(path, start, noise, first)
     if sampler in MULTISTEP:
-        z, x0 = _multistep(path, field, z, times, second_order=sampler == "dpmpp_2m")
+        z, x0 = _multistep(path, field, z, times, steps, second_order=sampler == "dpmpp_2m")
     else:
-        z = _single_step(solver.get(sampler), path, field, z, times[:-1])
-        last = field(z, _spread(times[-2], z))
-        z, x0 = solver.ride(path, last, _spread(times[-1], z)), last.x0
+        z, x0 = _single_step(solver.get(sampler), path, field, z, times, steps)
     return x0 if denoise else z
 
 
-def _single_step(psi: solver.Solver, path: Path, field: Field, z: Latent, times: Array) -> Latent:
-    def step(z, interval):
-        t, s = (_spread(time, z) for time in interval)
-        return psi(path, field, z, t, s).astype(z.dtype), None
+def _single_step(
+    psi: solver.Solver, path: Path, field: Field, z: Latent, times: Array, steps: int | Array
+) -> tuple[Latent, Latent]:
+    """z at the last time and the x0 of the last evaluation."""
 
-    return jax.lax.scan(step, z, (times[:-1], times[1:]))[0]
+    def step(i, z):
+        return psi(path, field, z, _spread(times[i], z), _spread(times[i + 1], z)).astype(z.dtype)
+
+    z = jax.lax.fori_loop(0, steps - 1, step, z)
+    last = field(z, _spread(times[steps - 1], z))
+    return solver.ride(path, last, _spread(times[steps], z)), last.x0
 
 
 def _multistep(
-    path: Path, field: Field, z: Latent, times: Array, second_order: bool
+    path: Path, field: Field, z: Latent, times: Array, steps: int | Array, second_order: bool
 ) -> tuple[Latent, Latent]:
     """DDIM, or DPM-Solver++(2M) (DPM-Solver++ Alg. 2): x0 extrapolated from the previous evaluation.
 
     Returns z at the last time and the x0 of the last evaluation.
     """
-    h = jnp.diff(path.lam(times[:-1]))
-    lead = jnp.zeros(len(times) - 1, h.dtype)  # 1 / (2 r) of the paper; 0 in the first and last step
-    lead = lead.at[1:-1].set(h[1:] / (2 * h[:-1])) if second_order else lead
+    h = jnp.diff(path.lam(times))
 
-    def step(carry, now):
-        (z, previous), (t, s, lead) = carry, now
-        t, s = _spread(t, z), _spread(s, z)
+    def step(i, carry):
+        z, previous = carry
+        t, s = _spread(times[i], z), _spread(times[i + 1], z)
         here = field(z, t)
-        z_s = solver.ride(path, here, s) + expand(solver.x0_gap(path, t, s), z) * lead * (here.x0 - previous)
-        return (z_s.astype(z.dtype), here.x0.astype(z.dtype)), None
+        z_s = solver.ride(path, here, s)
+        if second_order:  # but for the first and the last step; lead is 1 / (2 r) of the paper
+            lead = jnp.where((i > 0) & (i < steps - 1), h[i] / (2 * h[i - 1]), 0)
+            z_s += expand(solver.x0_gap(path, t, s), z) * lead * (here.x0 - previous)
+        return z_s.astype(z.dtype), here.x0.astype(z.dtype)
 
-    return jax.lax.scan(step, (z, z), (times[:-1], times[1:], lead))[0]
+    return jax.lax.fori_loop(0, steps, step, (z, z))
 
 
 def _spread(time: Array, like: Latent) -> Array:

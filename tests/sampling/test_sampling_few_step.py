@@ -10,6 +10,7 @@ from lcm_jax.diffusion.boundary import EDMBoundary, LCMBoundary, consistency
 from lcm_jax.diffusion.grid import Karras
 from lcm_jax.diffusion.path import VE, vp_path
 from lcm_jax.sampling import few_step
+from lcm_jax.sampling.schedule import LENGTH, filled
 
 KEY = jax.random.key(0)
 
@@ -53,11 +54,11 @@ def test_each_call_sees_the_last_answer_at_its_noise_level(n):
         return 0.5 * z + t[:, None, None, None] / 1000
 
     noise = jax.random.normal(KEY, (n, *shape))
-    got = jax.jit(lambda noise: few_step.sample(f, path, noise, times))(noise)
+    got = jax.jit(lambda noise: few_step.sample(f, path, noise.__getitem__, times))(noise)
     assert traces == [(3,)]
     x = f(noise[0], jnp.full(3, times[0]))
-    for t, fresh in zip(times[1:], noise[1:], strict=True):
-        x = f(path.alphas[t] * x + path.sigmas[t] * fresh, jnp.full(3, t))
+    for t, new in zip(times[1:], noise[1:], strict=True):
+        x = f(path.alphas[t] * x + path.sigmas[t] * new, jnp.full(3, t))
     np.testing.assert_allclose(got, x, atol=1e-5)
 
 
@@ -65,7 +66,7 @@ def test_a_clean_start_is_noised_to_the_first_time():
     start, path, truth = latents(), vp_path(), Gaussian()
     noise, times = jax.random.normal(KEY, (1, *start.shape)), few_step.lcm_times(1, strength=0.5)
     f = truth.consistency(path)
-    got = few_step.sample(f, path, noise, times, start=start)
+    got = few_step.sample(f, path, noise.__getitem__, times, start=start)
     expected = f(path.alphas[499] * start + path.sigmas[499] * noise[0], jnp.full(4, 499))
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -84,17 +85,25 @@ def test_impossible_strengths_are_errors(n, strength, message):
         few_step.lcm_times(n, strength=strength)
 
 
+def test_one_compilation_serves_any_number_of_steps():
+    path, keys = vp_path(), jax.random.split(KEY, 2)
+    slope = lambda z, t: 0.5 * z + t[:, None, None, None] / 1000
+    sample = jax.jit(lambda times, count: few_step.sample(slope, path, few_step.fresh(keys, (3, 3, 1)), times, count))
+    for n in (1, 3, 50):
+        times = few_step.lcm_times(n)
+        exact = few_step.sample(slope, path, few_step.fresh(keys, (3, 3, 1)), times)
+        np.testing.assert_allclose(sample(*filled(times)), exact, atol=1e-5)
+    assert sample._cache_size() == 1
+    assert len(filled(np.arange(LENGTH + 1)).times) == LENGTH + 1
+
+
 def test_a_samples_noise_is_its_own_keys():
     keys = jax.random.split(KEY, 3)
-    noise = few_step.draws(keys, 2, (4, 4, 1))
-    assert noise.shape == (2, 3, 4, 4, 1)
-    np.testing.assert_array_equal(noise[:, 1:], few_step.draws(keys[1:], 2, (4, 4, 1)))
-    assert len(np.unique(np.asarray(noise))) == noise.size
-
-
-def test_one_draw_a_step_is_needed():
-    with pytest.raises(ValueError, match="2 steps need as many draws of noise, got 1"):
-        few_step.sample(lambda z, t: z, vp_path(), jnp.zeros((1, 1, 2)), few_step.lcm_times(2))
+    noise, other = (few_step.fresh(some, (4, 4, 1)) for some in (keys, keys[1:]))
+    drawn = np.stack([noise(i) for i in range(2)])
+    assert drawn.shape == (2, 3, 4, 4, 1)
+    np.testing.assert_array_equal(drawn[:, 1:], [other(i) for i in range(2)])
+    assert len(np.unique(drawn)) == drawn.size
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
@@ -106,7 +115,7 @@ def test_exact_consistency_samples_have_the_law_of_the_data(n, on):
     else:
         path, times, sigma_min = VE(), Karras().grid(n + 1)[:n], 0.0
     noise = jax.random.normal(jax.random.key(5), (n, *shape))
-    x = few_step.sample(truth.consistency(path), path, noise, times, sigma_min=sigma_min)
+    x = few_step.sample(truth.consistency(path), path, noise.__getitem__, times, sigma_min=sigma_min)
     terminal = 0.07 * truth.mean / truth.std if on == "vp" and n == 1 else 0  # alpha_999 is not quite 0
     np.testing.assert_allclose(x.mean(), truth.mean, atol=0.01 + terminal * truth.std)
     np.testing.assert_allclose(x.std(), truth.std, rtol=0.01)
@@ -119,17 +128,17 @@ def test_ve_steps_land_at_sigma_min():
     first, second = noise = jax.random.normal(KEY, (2, *shape))
     x = f(80 * first, jnp.full(2, 80.0))
     expected = f(x + np.sqrt(0.53**2 - 0.002**2) * second, jnp.full(2, 0.53))
-    got = few_step.sample(f, path, noise, times, sigma_min=0.002)
+    got = few_step.sample(f, path, noise.__getitem__, times, sigma_min=0.002)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_zero_terminal_snr_samples_are_finite():
     path = vp_path(zero_terminal_snr=True)
     f = consistency(path, LCMBoundary(), Gaussian().field(path))
-    x = few_step.sample(f, path, jax.random.normal(KEY, (4, 2, 2, 2, 1)), few_step.lcm_times(4))
+    x = few_step.sample(f, path, few_step.fresh(jax.random.split(KEY, 2), (2, 2, 1)), few_step.lcm_times(4))
     assert np.all(np.isfinite(x))
 
 
 def test_no_times_is_an_error():
     with pytest.raises(ValueError, match="at least one time"):
-        few_step.sample(lambda z, t: z, vp_path(), jnp.zeros((0, 1, 2)), np.array([], int))
+        few_step.sample(lambda z, t: z, vp_path(), lambda i: jnp.zeros((1, 2)), np.array([], int))

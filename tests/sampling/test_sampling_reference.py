@@ -10,6 +10,7 @@ from lcm_jax.diffusion import solver
 from lcm_jax.diffusion.grid import Karras
 from lcm_jax.diffusion.path import VE, Prediction, diffuse, vp_path
 from lcm_jax.sampling import reference
+from lcm_jax.sampling.schedule import filled
 
 ORDER = {"ddim": 1, "dpmpp_2m": 2, "heun": 2, "dpm_solver": 2, "dpm_solver_pp": 2}
 
@@ -82,6 +83,17 @@ def test_order_of_convergence(sampler, on):
             errors.append(float(jnp.abs(got - exact).max()))
         rates = np.log2(np.array(errors[:-1]) / errors[1:])
     np.testing.assert_allclose(rates, ORDER[sampler], atol=0.3)
+
+
+@pytest.mark.parametrize("sampler", ORDER)
+def test_one_compilation_serves_any_number_of_steps(sampler):
+    path, field, noise = vp_path(), Gaussian().field(vp_path()), latents()
+    sample = jax.jit(lambda times, count: reference.sample(sampler, path, field, noise, times, count))
+    for n in (1, 2, 7):
+        at = reference.reference_times(n)
+        exact = reference.sample(sampler, path, field, noise, at)
+        np.testing.assert_allclose(sample(*filled(at)), exact, atol=1e-5)
+    assert sample._cache_size() == 1
 
 
 @pytest.mark.parametrize("sampler", ORDER)
