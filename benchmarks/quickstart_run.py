@@ -37,6 +37,7 @@ def run(folder: Path, log: Path) -> dict:
     # As a newcomer's shell: nothing of this process's own environment decides where packages come from.
     env = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    env["LCM_JAX_CACHE"] = str(folder / ".cache/lcm_jax")  # nor has it fetched weights or measured features before
     peak, begun = 0, time.perf_counter()
     with log.open("w") as out:
         script = subprocess.Popen(
