@@ -175,8 +175,9 @@ with joining.joined():
 
 def test_processes_on_cpus_find_what_was_compiled_before(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    for expected in ("hits 0", "hits 1"):
+    for expected in ("hits 0", "hits 1"):  # at first the slower process may find what the faster one has just kept
         process = start("launch.local_cluster", "--processes=2", "--devices=1", "--", sys.executable, "-c", TOGETHER)
         out, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-        assert sorted(x for x in out.split("\n") if "hits" in x) == [f"[0] {expected}", f"[1] {expected}"]
+        told = [line.partition(" ")[2] for line in out.split("\n") if "hits" in line]
+        assert len(told) == 2 and expected in told and (expected == "hits 0" or set(told) == {expected})
