@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from lcm_jax.models.attention import attend
 from lcm_jax.models.dropout import drop
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import Image, Resized, conv, double, time_features
 from lcm_jax.models.noise_input import check_input
 from lcm_jax.models.norms import norm
@@ -178,6 +178,7 @@ class ADM(nnx.Module):
         return jax.checkpoint(lambda *a: block(*a))(h, emb, key) if self.cfg.remat else block(h, emb, key)
 
 
+@kept
 def adm(cfg: ADMConfig) -> Net:
     """apply(params, x [b,h,w,c], noise [b], labels=None, dropout_key=None) -> [b,h,w,c]."""
     return functional(lambda rngs: ADM(cfg, rngs), cfg)

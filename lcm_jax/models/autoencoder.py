@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lcm_jax.models.attention import attend
 from lcm_jax.models.autoencoder_tiny import TinyAutoencoder, TinyAutoencoderConfig
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import Downsample, GroupNorm, Image, Resized, ResnetBlock, Upsample, check_sides, conv
 
 
@@ -160,6 +160,7 @@ class Autoencoder(nnx.Module):
     __call__ = decode
 
 
+@kept
 def autoencoder(cfg: AutoencoderConfig | TinyAutoencoderConfig) -> Net:
     """apply(params, image, method="encode") -> moments; apply(params, z, method="decode") -> image."""
     kind = TinyAutoencoder if isinstance(cfg, TinyAutoencoderConfig) else Autoencoder

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 
 States = Float[Array, "b l d"]
 Ids = Int[Array, "b l"]
@@ -212,6 +212,7 @@ def widen(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+@kept
 def clip_text(cfg: ClipTextConfig = ClipTextConfig()) -> Net:
     """The encoder as pure functions: apply(params, ids [b, l]) -> ClipText.
 

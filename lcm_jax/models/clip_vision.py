@@ -26,7 +26,7 @@ from lcm_jax.models.clip_text import (
     tower_of,
     widen,
 )
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import Image
 
 # Tensors of published files that the image tower does not need: an old buffer, and the rest of a whole CLIP.
@@ -120,6 +120,7 @@ class ClipVisionEncoder(nnx.Module):
         return jax.tree.map(widen, ClipImage(last, pooled, embeds))
 
 
+@kept
 def clip_vision(cfg: ClipVisionConfig = ClipVisionConfig()) -> Net:
     """The tower as pure functions: apply(params, image [b, size, size, 3] of clip_preprocess) -> ClipImage."""
     return functional(lambda rngs: ClipVisionEncoder(cfg, rngs), cfg)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from lcm_jax.models.attention import attend
 from lcm_jax.models.dropout import drop
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import Image, time_features
 from lcm_jax.models.noise_input import check_input
 from lcm_jax.models.norms import norm
@@ -135,6 +135,7 @@ class DiT(nnx.Module):
         return whole.reshape(x.shape).astype(x.dtype)
 
 
+@kept
 def dit(cfg: DiTConfig) -> Net:
     """apply(params, x [b,h,w,c], noise [b], labels=None, dropout_key=None) -> [b,h,w,c]."""
     return functional(lambda rngs: DiT(cfg, rngs), cfg)

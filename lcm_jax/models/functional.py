@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from flax import nnx
 from lcm_jax.typing import Params
 
 Read = Callable[[str, jax.Array], jax.Array]
+kept = lru_cache(maxsize=32)  # for what makes a Net of a config: laid out, traced and compiled once in a process
 
 
 class Keys(nnx.Rngs):

@@ -7,7 +7,6 @@ Module paths equal the key names of the PyTorch ports of that graph (torchvision
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import FrozenBatchNorm, Image, Resized
 
 # Tensors of published files that features do not need: counters, the classifier, and training's second classifier.
@@ -243,7 +242,7 @@ def taps(old: int, new: int) -> Sequence[np.ndarray]:
     return low, np.minimum(low + 1, old - 1), place - low.astype(np.float32)
 
 
-@lru_cache(maxsize=4)  # its 94 layers take a second to lay out
+@kept
 def inception(cfg: InceptionConfig = InceptionConfig()) -> Net:
     """Pure functions: apply(params, pixels [b, h, w, 3] in 0..255) -> features; method="logits" -> logits."""
     return functional(lambda rngs: Inception(cfg, rngs), cfg)

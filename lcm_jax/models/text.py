@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.typing import Params
 
 States = Float[Array, "b l d"]
@@ -136,6 +136,7 @@ class TextEncoder(nnx.Module):
         return self.encoder(self.embeddings(ids), mask)
 
 
+@kept
 def text_encoder(cfg: TextConfig = TextConfig()) -> Net:
     """The encoder as pure functions: apply(params, ids [b, l], mask [b, l]) -> states [b, l, d]."""
     return functional(lambda rngs: TextEncoder(cfg, rngs), cfg)

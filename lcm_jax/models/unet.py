@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from lcm_jax.models.attention import SpatialTransformer
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import (
     Downsample,
     GroupNorm,
@@ -223,6 +223,7 @@ class UNet(nnx.Module):
         return block if policy is None else jax.checkpoint(lambda *a: block(*a), policy=policy)
 
 
+@kept
 def unet(cfg: UNetConfig, attention: str = "auto") -> Net:
     """apply(params, z [b,h,w,c], t [b], context [b,l,d], w_features=None, pooled=None, time_ids=None) -> [b,h,w,c].
 

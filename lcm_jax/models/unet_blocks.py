@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import Downsample, Image, Resized, Upsample
 from lcm_jax.models.unet import Level, MidBlock, UNet, UNetConfig, block_widths
 
@@ -82,6 +82,7 @@ def blocks(cfg: UNetConfig, sides: tuple[int, int]) -> list[Block]:
     return found
 
 
+@kept
 def block_net(block: Block, cfg: UNetConfig) -> Net:
     """apply(params, x[, temb, context]) -> x of one block of such a U-Net."""
     temb, deep = 4 * cfg.channels[0], replace(cfg, depth=(block.depth,) * len(cfg.depth))
@@ -95,6 +96,7 @@ def block_net(block: Block, cfg: UNetConfig) -> Net:
     return functional(make[block.kind])
 
 
+@kept
 def frame(cfg: UNetConfig) -> Net:
     """A U-Net with all its weights that runs none of its blocks."""
     return functional(lambda rngs: _Frame(cfg, rngs), cfg)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcm_jax.models.functional import Net, functional
+from lcm_jax.models.functional import Net, functional, kept
 from lcm_jax.models.layers import FrozenBatchNorm, Identity, Image, conv
 
 Reduced = Float[Array, "b h2 w2 c2"]  # after a stride
@@ -132,6 +132,7 @@ class VisionNet(nnx.Module):
     __call__ = features_of
 
 
+@kept
 def mobilenet_v2(cfg: VisionConfig = VisionConfig()) -> Net:
     """Pure functions: apply(params, image [b, h, w, 3]) -> features; method="logits" -> logits."""
     return functional(lambda rngs: VisionNet(cfg, rngs), cfg)

@@ -1,11 +1,15 @@
 """What turns a module into pure functions: trees that agree, names in errors, keys without a counter array."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from lcm_jax.models import presets
+from lcm_jax.models.dit import dit
 from lcm_jax.models.functional import Keys, functional
 
 
@@ -86,6 +90,17 @@ def test_a_key_decides_the_weights_and_parts_differ():
     np.testing.assert_array_equal(kernel, again["0"]["linear"]["kernel"])
     assert jnp.abs(kernel - params["1"]["linear"]["kernel"]).max() > 0.1
     assert jnp.abs(kernel - other["0"]["linear"]["kernel"]).max() > 0.1
+
+
+def test_a_network_of_one_config_is_traced_once():
+    cfg = presets.DITS["dit_tiny"]
+    one, again, other = dit(cfg), dit(replace(cfg)), dit(replace(cfg, width=8))
+    assert one is again and one is not other
+    params, x = one.init(jax.random.key(0)), jnp.zeros((1, 4, 4, 4))
+    before = one.apply._cache_size()
+    for net in (one, again):
+        net.apply(params, x, jnp.zeros(1))
+    assert one.apply._cache_size() == before + 1
 
 
 def test_keys_are_those_that_flax_draws():
