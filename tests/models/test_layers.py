@@ -241,6 +241,14 @@ def test_spatial_transformer(linear, dtype, bound):
     same(build, module, dtype, bound, draw(2, 5, 3, 12), draw(2, 7, 10, seed=1))
 
 
+@pytest.fixture
+def anew():
+    """Networks are made anew, not kept from a test on another platform."""
+    unet.cache_clear()
+    yield
+    unet.cache_clear()
+
+
 @pytest.mark.parametrize(
     "platform, dtype, size, want",
     [
@@ -264,7 +272,7 @@ HALF = UNetConfig((16, 32), (True, True), (1, 1), (2, 2), 1, context_width=16, n
 
 
 @pytest.mark.parametrize("kernel, taken", [("auto", {"cudnn"}), ("cudnn", {"cudnn"}), ("xla", {"xla"})])
-def test_a_u_net_attends_by_the_kernel_that_was_chosen(kernel, taken, monkeypatch):
+def test_a_u_net_attends_by_the_kernel_that_was_chosen(kernel, taken, monkeypatch, anew):
     asked = []
     plain = jax.nn.dot_product_attention
     spy = lambda *given, implementation: asked.append(implementation) or plain(*given)
@@ -286,7 +294,7 @@ def test_a_u_net_attends_by_the_kernel_that_was_chosen(kernel, taken, monkeypatc
         ("cuda", {}, "splash", "unknown attention 'splash'; choose one of auto, xla, cudnn"),
     ],
 )
-def test_an_impossible_kernel_is_refused_as_the_network_is_made(platform, change, kernel, message, monkeypatch):
+def test_an_impossible_kernel_is_refused_as_the_network_is_made(platform, change, kernel, message, monkeypatch, anew):
     monkeypatch.setattr(attention, "platform", lambda: platform)
     with pytest.raises(ValueError, match=message):
         unet(dataclasses.replace(HALF, **change), kernel)
