@@ -94,7 +94,8 @@ def from_prompts(prompts: list[str], w: float | None, weights: str) -> None:
     import jax
 
     from lcm_jax import drawing, run_folder
-    from lcm_jax.pipeline import Pipeline, SizeIds
+    from lcm_jax.pipeline import Pipeline
+    from lcm_jax.setting import SizeIds
 
     chosen = {"steps": STEPS.value, "w": w, "seed": SEED.value, "sampler": SAMPLER.value, "tile": TILE.value}
     chosen |= {"negative_prompt": NEGATIVE.value, "size": pair(SIZE), "batch": BATCH.value}

@@ -15,7 +15,8 @@ from lcm_jax.data.shards import sha256
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.parallel.agreement import on_all
-from lcm_jax.pipeline import UNCROPPED, Pipeline, Setting, SizeIds
+from lcm_jax.pipeline import Pipeline
+from lcm_jax.setting import UNCROPPED, Setting, SizeIds
 
 TILE = 128  # pixels a picture of the grid should at least have along a side
 SHEET = 64  # prompts a grid holds at most

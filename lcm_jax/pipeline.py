@@ -5,7 +5,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from lcm_jax.objectives.base import unconditional
 from lcm_jax.parallel.reading import Reading
 from lcm_jax.sampling import defaults, few_step, reference
 from lcm_jax.sampling.schedule import Schedule, filled
+from lcm_jax.setting import UNCROPPED, Setting, SizeIds
 from lcm_jax.source import image_networks, in_dtype, open_model
 from lcm_jax.typing import Condition, Guidance, Latent, Params
 
@@ -39,44 +40,6 @@ OVERLAP = 8  # latent pixels that neighbouring tiles share when an image is deco
 Pixels = UInt8[Array, "b h w 3"]
 Keys = Key[Array, " b"]  # one an image: a picture depends on its own key, not on its neighbours
 Draw = Callable[..., Pixels]
-
-
-@dataclass(frozen=True)
-class SizeIds:
-    """What SDXL's networks are told of the picture they draw (SDXL section 2.2), as diffusers names it.
-
-    Sizes are (height, width), by default the picture's own; `crop` is (top, left).
-    """
-
-    original: tuple[int, int] | None = None
-    crop: tuple[int, int] = (0, 0)
-    target: tuple[int, int] | None = None
-
-    def of(self, height: int, width: int) -> tuple[int, ...]:
-        """The six numbers for a picture of that size."""
-        own = (height, width)
-        return *(self.original or own), *self.crop, *(self.target or own)
-
-
-UNCROPPED = SizeIds()
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How pictures are drawn: sampler, steps, pixels; of images to be changed, how strongly.
-
-    `tile` (pixels a side) encodes and decodes in overlapping tiles, for images too large to go through at once.
-    `guided` asks the network of the empty caption, too, at every evaluation.
-    """
-
-    sampler: str
-    steps: int
-    height: int
-    width: int
-    strength: float | None = None
-    tile: int | None = None
-    ids: SizeIds = UNCROPPED
-    guided: bool = True
 
 
 class Pipeline:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, Num
 
 from lcm_jax.diffusion.boundary import Consistency
-from lcm_jax.diffusion.path import Path, diffuse, pure_noise
+from lcm_jax.diffusion.path import Path
 from lcm_jax.typing import Latent
 
 StepNoise = Callable[[int | Int[Array, ""]], Latent]  # a step's number to its noise
@@ -63,17 +63,17 @@ def sample(
     """
     if len(times) < 1:
         raise ValueError("sampling needs at least one time")
-    times, first = jnp.asarray(times), noise(0)
-    begin = jnp.broadcast_to(times[0], first.shape[:1])
-    z = pure_noise(path, first, begin) if start is None else diffuse(path, start, first, begin)
-    keep = path.alpha(times).at[0].set(1)
-    renew = jnp.sqrt(jnp.maximum(path.sigma(times) ** 2 - sigma_min**2, 0)).at[0].set(0)
+    times, like = jnp.asarray(times), jax.eval_shape(noise, 0)
+    sigma, whole = path.sigma(times), start is None and path.variance_preserving  # pure noise has a std of 1 there
+    keep, renew = path.alpha(times), jnp.sqrt(jnp.maximum(sigma**2 - sigma_min**2, 0))
+    renew = renew.at[0].set(1 if whole else sigma[0])
+    start = jnp.zeros(like.shape, like.dtype) if start is None else start
 
     def jump(i, x):
         z = keep[i] * x + renew[i] * noise(i)  # LCM Alg. 3 line 5, CM Alg. 1 line 4
         return f(z.astype(x.dtype), jnp.broadcast_to(times[i], x.shape[:1])).astype(x.dtype)
 
-    return jax.lax.fori_loop(0, len(times) if count is None else count, jump, z)
+    return jax.lax.fori_loop(0, len(times) if count is None else count, jump, start)
 
 
 def fresh(keys: Key[Array, " b"], shape: tuple[int, ...]) -> StepNoise:

@@ -16,7 +16,8 @@ from lcm_jax.evaluate import grid
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.tiling import tiled
 from lcm_jax.parallel.mesh import make_mesh
-from lcm_jax.pipeline import Pipeline, SizeIds
+from lcm_jax.pipeline import Pipeline
+from lcm_jax.setting import SizeIds
 from lcm_jax.source import open_model
 
 LCD = {"name": "lcd", "w_min": 2.0, "w_max": 4.0, "w_width": 8}
