@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks import results
 from lcm_jax import exporting, run_folder
 from lcm_jax.evaluate import grid
-from lcm_jax.pipeline import image_keys, to_pixels
+from lcm_jax.image_keys import image_keys
+from lcm_jax.pipeline import to_pixels
 
 PROMPTS = ("grinning face", "red heart", "pizza", "dog face", "rocket", "flag of japan", "soccer ball", "a blue apple")
 STEPS, TEACHER_STEPS = 4, 50

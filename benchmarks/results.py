@@ -1,6 +1,10 @@
 """Keeps the JSON of a measurement under benchmarks/results, with where and when it was made, and prints it."""
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,18 @@ def save(name: str, values: dict[str, Any], show: bool = True) -> Path:
     if show:
         print(text)
     return path
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keeps other processes waiting that would hold results/, so that what they read and add to is the newest."""
+    FOLDER.mkdir(exist_ok=True)
+    folder = os.open(FOLDER, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)  # lets go
 
 
 def kept(name: str) -> dict[str, Any]:

@@ -31,8 +31,9 @@ from lcm_jax.assess.evaluation_plan import Plan
 from lcm_jax.assess.evaluation_set import Captioned
 from lcm_jax.data.example import HELDOUT
 from lcm_jax.evaluate import report
+from lcm_jax.image_keys import image_keys
 from lcm_jax.objectives.base import unconditional
-from lcm_jax.pipeline import Pipeline, image_keys
+from lcm_jax.pipeline import Pipeline
 
 SKIPS = (1, 5, 20, 50)
 SOLVERS = ("ddim", "dpm_solver", "dpm_solver_pp")

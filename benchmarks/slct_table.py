@@ -1,13 +1,15 @@
 """iCT against each change of improved latent consistency training, on real latents, without captions.
 
     python -m launch.encode --reader twemoji --model emoji-teacher --out data/emoji
-    python -m benchmarks.slct_table --out runs/slct_table
+    python -m benchmarks.slct_table
+    python -m benchmarks.slct_table --network emoji --updates 20000 --batch_size 128 --rate 1e-4 --ema 0.999 --name NAME
 
-Every row trains the same network on the same data for the same updates, through the whole curriculum; rows add one
-change each (arXiv 2502.01441), ending in sLCT. EDM's diffusion, sampled in 18 and 40 steps, stands beside them, and
-says whether the updates are enough: over the last fifth of them it should improve by less than 5 %. Every row and seed
-is a run of its own in --out, which goes on where it stopped; those that results/NAME.json has are not run again, so the
-table can be made in parts (--seeds, --rows), side by side or on one machine after another.
+The first is what two cores can in a night, the second of the size of configs/emoji_slct.py. Every row trains the same
+network on the same data for the same updates, through the whole curriculum; rows add one change each (arXiv
+2502.01441), ending in sLCT. EDM's diffusion, sampled in 18 and 40 steps, stands beside them, and says whether the
+updates are enough: over the last fifth of them it should improve by less than 5 %. Every row and seed is a run of its
+own in --out, which goes on where it stopped; those that results/NAME.json has are not run again, so the table can be
+made in parts (--seeds, --rows), side by side or on one machine after another.
 """
 
 import argparse
@@ -60,19 +62,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/emoji")
     parser.add_argument("--model", default="emoji-teacher", help="whose autoencoder decodes")
-    parser.add_argument("--network", default="emoji", help="network, of presets.NOISE_NETWORKS")
-    parser.add_argument("--updates", type=int, default=20_000)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1e-4)
-    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--network", default="emoji_small", help="network, of presets.NOISE_NETWORKS")
+    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--s1", type=int, default=640)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--features", default="mobilenetv2", help="or inception, FID's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--name", default="slct_table")
-    parser.add_argument("--out", default="runs/slct_table")
+    parser.add_argument("--out", help="folder of the runs; by default runs/NAME")
     args = parser.parse_args()
+    args.out = args.out or f"runs/{args.name}"
     if args.updates % FIFTHS:
         parser.error(f"--updates {args.updates} is no multiple of {FIFTHS}: runs are looked at after every fifth")
     protocol = {name: value for name, value in vars(args).items() if name not in PARTS}
@@ -88,18 +91,22 @@ def main() -> None:
                 found, _ = evaluation_set.open_folder(args.data, None, {}, pipe.spec)
                 judge = noise_evaluation.Judge(found, net, args.samples)
             run = scored(args, pipe, judge, row, seed)
-            others = results.kept(args.name).get("runs", [])  # and those another call made meanwhile
-            results.save(args.name, gathered(protocol, judge, [*others, run]), show=False)
+            controls = judge.controls()
+            with results.held():
+                others = results.kept(args.name).get("runs", [])  # and those another call made meanwhile
+                results.save(args.name, gathered(protocol, judge.n, controls, [*others, run]), show=False)
             print(row, seed, {steps: round(s["kid"]) for steps, s in run["scores"].items()}, flush=True)
     show(results.kept(args.name), results.FOLDER / f"{args.name}.png")
 
 
-def gathered(protocol: dict[str, Any], judge: noise_evaluation.Judge, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def gathered(
+    protocol: dict[str, Any], n: int, controls: dict[str, dict[str, float]], runs: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What is kept: the runs so far and all that their table needs."""
-    updates, controls = protocol["updates"], judge.controls()
+    updates = protocol["updates"]
     intervals = Doubling(10, protocol["s1"], updates)
     stages = {n: int(intervals(n)) for n in np.linspace(0, updates, 8, dtype=int).tolist()}
-    values = {"protocol": protocol, "images": updates * protocol["batch_size"], "n": judge.n, "stages": stages}
+    values = {"protocol": protocol, "images": updates * protocol["batch_size"], "n": n, "stages": stages}
     return values | {"controls": controls, "runs": runs, "table": table(runs, controls)}
 
 

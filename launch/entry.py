@@ -14,6 +14,7 @@ from absl import app, flags
 from lcm_jax import cache
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of mallopt, malloc.h
+DTYPES = ["float32", "float16", "bfloat16"]
 # Raised with a message for the user.
 WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
 

@@ -1,5 +1,7 @@
 """Pictures for prompts as files: one each and a grid, every one with the settings that made it."""
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ from lcm_jax.data import images as pixels
 from lcm_jax.data.shards import sha256
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
+from lcm_jax.evaluate.features import fingerprint
+from lcm_jax.image_keys import firsts
 from lcm_jax.parallel.agreement import on_all
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.setting import UNCROPPED, Setting, SizeIds
@@ -21,6 +25,8 @@ from lcm_jax.setting import UNCROPPED, Setting, SizeIds
 TILE = 128  # pixels a picture of the grid should at least have along a side
 SHEET = 64  # prompts a grid holds at most
 AT_ONCE = 256  # pictures drawn between two looks at the disk
+LOOKED_AT = 64  # numbers of each tensor by which models are told apart
+FREE = ("versions", "device", "image")  # what may differ where pictures are the same: machine, place of an image
 
 
 def draw(
@@ -44,9 +50,10 @@ def draw(
 ) -> tuple[Path, dict[str, Any]]:
     """Draws n pictures of each prompt into `out`; the path of their grid (a prompt a row), and the settings.
 
-    Pictures that are there already, made with the same settings, are kept: an interrupted list goes on. `image` is
-    the file of a picture to be changed; it is cropped to whole latents. Several processes draw each its own prompts
-    into a folder that they share; the grid is the first one's.
+    Pictures that are there already, made with the same settings and weights, are kept: an interrupted list goes on;
+    those of other settings have other names. A prompt named again gets other pictures. `image` is the file of a
+    picture to be changed; it is cropped to whole latents. Several processes draw each its own prompts into a folder
+    that they share; the grid is the first one's.
     """
     start = None if image is None else opened(pipe, image, size)
     size = size if start is None else start.shape[:2]
@@ -60,12 +67,13 @@ def draw(
         more |= {"image": str(image), "image_sha256": sha256(image), "strength": strength}
     more |= {} if ids == UNCROPPED else {"size_ids": list(ids.of(setting.height, setting.width))}
     chosen |= more
-    stem = f"{chosen['sampler']}{chosen['steps']}-w{chosen['w']:g}-seed{seed}"
+    stem = f"{chosen['sampler']}{chosen['steps']}-w{chosen['w']:g}-seed{seed}-{digest(chosen)}"
     names = [
         [Path(out) / f"{row:03d}-{slug(prompt)}-{stem}-{number:02d}.png" for number in range(n)]
         for row, prompt in enumerate(prompts)
     ]
-    wanted = lambda row, number: {"prompt": prompts[row], "number": number, **chosen}
+    start_at = firsts(prompts, n)
+    wanted = lambda row, number: {"prompt": prompts[row], "number": start_at[row] + number, **chosen}
     own = range(jax.process_index(), len(prompts), jax.process_count())
     missing = [row for row in own if not all(made_with(names[row][i], wanted(row, i)) for i in range(n))]
     keywords = {"steps": setting.steps, "w": w, "seed": seed, "sampler": setting.sampler, "tile": tile}
@@ -74,7 +82,8 @@ def draw(
     rows = max(1, AT_ONCE // n)
     for first in range(0, len(missing), rows):
         some = missing[first : first + rows]
-        drawn = pipe([prompts[row] for row in some], n=n, progress=progress, **keywords)
+        asked, first = [prompts[row] for row in some], [start_at[row] for row in some]
+        drawn = pipe(asked, n=n, first=first, progress=progress, **keywords)
         for i, picture in enumerate(drawn):
             row, number = some[i // n], i % n
             grid.save(names[row][number], picture, wanted(row, number))
@@ -115,9 +124,10 @@ def draw_from_noise(
     steps = len(times) if pipe.spec.role == "consistency" else len(times) - 1
     chosen = {"sampler": pipe.name, "steps": steps, "evaluations": pipe.nfe(steps), "seed": seed}
     chosen |= {"sigmas": times.tolist()} if pipe.spec.role == "consistency" else {}
-    chosen |= {**pipe.origin, "versions": versions(), "device": jax.devices()[0].device_kind}
+    chosen |= made_by(pipe)
     images = pipe(n, steps=steps, sigmas=sigmas, label=labels, seed=seed, batch=batch, progress=progress)
-    stem = f"{pipe.name}{steps}-{'' if label is None else slug(str(label)) + '-'}seed{seed}"
+    of = "" if label is None else f"{slug(str(label))}-"
+    stem = f"{pipe.name}{steps}-{of}seed{seed}-{digest(chosen)}"
     for number, picture in enumerate(images):
         own = {} if labels is None else pipe.told(labels[number : number + 1])
         grid.save(Path(out) / f"{stem}-{number:03d}.png", picture, {"number": number, **own, **chosen})
@@ -141,10 +151,8 @@ def made_with(path: Path, wanted: dict[str, Any]) -> bool:
     """Whether a file is a picture of these settings, whatever machine made it and wherever the image it changed lay."""
     if not path.exists():
         return False
-    free = ("versions", "device", "image")
-    kept = lambda settings: {k: v for k, v in settings.items() if k not in free}
     try:
-        return kept(grid.settings(path)) == kept(wanted)
+        return decisive(grid.settings(path)) == decisive(wanted)
     except (ValueError, OSError):
         return False
 
@@ -153,7 +161,28 @@ def settings(pipe: Pipeline, setting: Setting, w: float, seed: int) -> dict[str,
     """What decides the pixels besides the prompt, and a picture's size and start."""
     chosen = {"sampler": setting.sampler, "steps": setting.steps, "evaluations": pipe.nfe(setting)}
     chosen |= {"w": w, "guidance": w + 1}
-    return {**chosen, "seed": seed, **pipe.origin, "versions": versions(), "device": jax.devices()[0].device_kind}
+    return {**chosen, "seed": seed, **made_by(pipe)}
+
+
+def made_by(pipe: Pipeline | EDMPipeline) -> dict[str, Any]:
+    """Model and machine."""
+    return {**pipe.origin, "tensors": mark(pipe), "versions": versions(), "device": jax.devices()[0].device_kind}
+
+
+def mark(pipe: Pipeline | EDMPipeline) -> str:
+    """What tells a model from one of the same name trained otherwise: a hash of some numbers of each tensor."""
+    flat = [np.ravel(leaf) for leaf in jax.tree.leaves(pipe.params)]
+    return fingerprint(*[leaf[:: max(1, leaf.size // LOOKED_AT)] for leaf in flat])
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide the pixels."""
+    return {k: v for k, v in settings.items() if k not in FREE}
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Six letters of a file's name, by which pictures of other settings are not written over."""
+    return hashlib.sha256(json.dumps(decisive(settings), sort_keys=True, default=str).encode()).hexdigest()[:6]
 
 
 def versions() -> dict[str, str]:

@@ -15,9 +15,10 @@ from lcm_jax.diffusion.boundary import EDMBoundary, consistency, edm_field
 from lcm_jax.diffusion.grid import Karras
 from lcm_jax.diffusion.path import VE
 from lcm_jax.drawers import Drawers
+from lcm_jax.image_keys import Keys, image_keys
 from lcm_jax.models.edm_spec import EDMSpec
 from lcm_jax.parallel.reading import Reading
-from lcm_jax.pipeline import BATCH, Keys, Pixels, image_keys, to_pixels
+from lcm_jax.pipeline import BATCH, Pixels, to_pixels
 from lcm_jax.sampling import defaults, few_step, reference
 from lcm_jax.sampling.schedule import Schedule, filled
 from lcm_jax.source import image_networks, network, open_model

@@ -59,6 +59,8 @@ def export(
     if format in NAMINGS:
         if not is_run:
             raise ValueError(f"{given} is a whole model, not the run that trained adapters: give --checkpoint RUN")
+        if w is not None:
+            raise ValueError("w is for whole models: adapters keep the guidance they were trained with, leave it out")
         return _export_lora(given, out, NAMINGS[format], dtype, weights, step, overwrite)
     if format == "flax" and is_run and w is None:
         return run_folder.export(given, out, dtype, weights, step, overwrite, msgpack)

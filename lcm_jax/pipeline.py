@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from lcm_jax.captions import CaptionEncoder, caption_encoder, encode
@@ -21,6 +20,7 @@ from lcm_jax.diffusion.field import guided_field, network_field
 from lcm_jax.diffusion.guidance import guidance_embedding
 from lcm_jax.diffusion.path import vp_path
 from lcm_jax.drawers import Drawers
+from lcm_jax.image_keys import Keys, image_keys
 from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.spec import ModelSpec
 from lcm_jax.models.tiling import tiled
@@ -38,7 +38,6 @@ PIXELS = 2**20  # of a device's images together, unless one alone has more
 OVERLAP = 8  # latent pixels that neighbouring tiles share when an image is decoded in tiles
 
 Pixels = UInt8[Array, "b h w 3"]
-Keys = Key[Array, " b"]  # one an image: a picture depends on its own key, not on its neighbours
 Draw = Callable[..., Pixels]
 
 
@@ -111,12 +110,14 @@ class Pipeline:
         tile: int | None = None,
         ids: SizeIds = UNCROPPED,
         batch: int | None = None,
+        first: Sequence[int] | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """Images uint8 [len(prompts) * n, H, W, 3], the n images of a prompt side by side.
 
         `w` is LCM's guidance (others' scale - 1), by default `default_w`; `size` is (height, width). A prompt's i-th
-        picture is the same whatever else is drawn. `image` is changed by `strength` in (0, 1] instead of drawing
+        picture is the same whatever else is drawn; `first` is the i of each prompt's first one, by default 0 and, for
+        a prompt named again, what follows (`firsts`). `image` is changed by `strength` in (0, 1] instead of drawing
         from nothing; `ids` is what SDXL is told of sizes. Raises ValueError for no prompt, an unknown sampler,
         impossible steps or sizes.
         """
@@ -132,7 +133,7 @@ class Pipeline:
         setting = self.setting(sampler, steps, size, None if image is None else strength, tile, ids, w)
         compiled = self.from_tokens(setting)
         empty = self.captions.tokens([negative_prompt or ""])
-        tokens, keys = np.repeat(self.captions.tokens(prompts), n, axis=0), image_keys(prompts, n, seed)
+        tokens, keys = np.repeat(self.captions.tokens(prompts), n, axis=0), image_keys(prompts, n, seed, first)
         each_w = np.full(len(tokens), w, np.float32)
         changed = () if image is None else (np.broadcast_to(image, (len(tokens), *image.shape)),)
         params = self.drawers.params
@@ -355,14 +356,6 @@ class Pipeline:
         if tile is None:
             return apply(x)
         return tiled(apply, x, tile // self.spec.autoencoder.factor * unit, OVERLAP * unit)
-
-
-def image_keys(prompts: Sequence[str], n: int, seed: int) -> Keys:
-    """A key for each of n images of each prompt: decided by seed, prompt and number alone."""
-    root = jax.random.key(seed)
-    prompt = np.repeat(np.array([zlib.crc32(p.encode()) for p in prompts], np.uint32), n)
-    number = np.tile(np.arange(n, dtype=np.uint32), len(prompts))
-    return jax.vmap(lambda p, i: jax.random.fold_in(jax.random.fold_in(root, p), i))(prompt, number)
 
 
 def to_pixels(image: Float[Array, "b h w 3"]) -> Pixels:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lcm_jax import build, latent_norm, planning, sections
 from lcm_jax.assembly import Run
+from lcm_jax.data import manifest
 from lcm_jax.data.image_loader import training_images
 from lcm_jax.data.store import is_url
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -30,6 +31,7 @@ from lcm_jax.parallel.chips import of_kind
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.run_copy import CONFIG, Place, checkpoints, holds_run, located, named, opened
 from lcm_jax.run_samples import sample_hook
+from lcm_jax.settings import differences
 from lcm_jax.source import FlaxFolder, Spec, image_networks, network, on_host, open_model, text_networks
 from lcm_jax.train import averages, lives, loop, metrics
 from lcm_jax.train.checkpoint import Checkpointer, CheckpointError
@@ -37,12 +39,13 @@ from lcm_jax.train.course import Course, counted_seconds
 from lcm_jax.train.metrics import MetricsWriter
 from lcm_jax.train.state import State
 from lcm_jax.typing import Params
-from lcm_jax.weights import folder
+from lcm_jax.weights import diffusers_folder, folder
 
 log = logging.getLogger(__name__)
 WEIGHTS = ("ema", "params", "target")
 SAMPLES = "samples"
 OPERATIONS = "operations.json"
+FINISHED = (CARD, diffusers_folder.INDEX, manifest.FILE)  # files of folders that are no runs
 FREE = ("steps", "loop", "checkpoint", "mesh")  # sections that may change when a run goes on
 MEASURED = 32  # images a call when latents are measured
 
@@ -152,13 +155,17 @@ def open_folder(run: Run, place: Place) -> None:
         raise ValueError("the processes were given different configs: start each with the same command")
     config = where / CONFIG
     new = not config.exists()
+    if new and (made := [name for name in FINISHED if (where / name).exists()]):
+        raise ValueError(f"{where} has a {made[0]}, as models and data sets have: give another --run, to keep them")
     if not new:
         before, now = json.loads(config.read_text()), json.loads(told)
-        differ = [k for k in now if k not in FREE and before.get(k) != now[k]]
-        if differ:
+        fixed = lambda config: {k: v for k, v in config.items() if k not in FREE}
+        if differ := differences(fixed(before), fixed(now)):
+            length = before["objective"].get("steps")  # of a curriculum that is not given goes with the run's
+            kept = f" (--config.objective.steps={length})" if any("objective.steps " in d for d in differ) else ""
             raise ValueError(
                 f"{where} holds a run whose config differs in {', '.join(differ)}: choose another --run, "
-                "or give the same config to go on"
+                f"or give the same config to go on{kept}"
             )
     if jax.process_index() == 0:
         if new:
@@ -379,6 +386,8 @@ def pipeline(
     """The pipeline of a run, or of any model (source.open_model); `dtype` and what follows are Pipeline.load's."""
     given, source = source, located(source)
     if not is_run(source):
+        if step is not None or weights != "ema":
+            raise ValueError(f"{named(source)} is a model, no run: leave --step, --weights and --ema out")
         told = takes_captions(source, **how)
         return Pipeline.load(source, dtype, attention=attention, **how) if told else EDMPipeline.load(source)
     spec, params, step = load(source, step, weights)

@@ -13,9 +13,10 @@ import numpy as np
 from lcm_jax.assembly import Run
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
+from lcm_jax.image_keys import image_keys
 from lcm_jax.objectives.base import condition_of
 from lcm_jax.parallel.transfer import fetch
-from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
+from lcm_jax.pipeline import Pipeline, to_pixels
 from lcm_jax.source import network
 from lcm_jax.train.state import State
 from lcm_jax.train.step import readable

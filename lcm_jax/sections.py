@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,12 +37,32 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     for section, keys in REQUIRED.items():
         if missing := [key for key in keys if key not in cfg[section]]:
             raise ValueError(f"config.{section} lacks {', '.join(missing)}")
+    check_numbers(cfg)
     known(cfg["loop"], loop.SETTINGS, "config.loop")
     loop.check({"steps": cfg["steps"]}, "config.")
     loop.check(cfg["loop"], "config.loop.")
     known(cfg["checkpoint"], checkpoint.SETTINGS, "config.checkpoint")
     checkpoint.check(cfg["checkpoint"], "config.checkpoint.")
     return cfg
+
+
+def check_numbers(cfg: Mapping[str, Any]) -> None:
+    """Raises ValueError for a seed, batch size or setting of the optimiser that means nothing."""
+    opt, decay = cfg["optimizer"], "at least 0 and below 1"
+    whole = lambda value, least: isinstance(value, int) and least <= value < 2**32
+    for name, value, fine, wanted in (
+        ("seed", cfg["seed"], lambda v: whole(v, 0), "a whole number of at least 0 and below 2^32"),
+        ("data.batch_size", cfg["data"]["batch_size"], lambda v: whole(v, 1), "a whole number of at least 1"),
+        ("optimizer.rate", opt["rate"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        ("optimizer.warmup", opt.get("warmup", 0), lambda v: whole(v, 0), "a whole number of at least 0"),
+        ("optimizer.final", opt.get("final", 0), lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        ("optimizer.b1", opt.get("b1", 0), lambda v: 0 <= v < 1, decay),
+        ("optimizer.b2", opt.get("b2", 0), lambda v: 0 <= v < 1, decay),
+        ("optimizer.eps", opt.get("eps", 0), lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        ("optimizer.weight_decay", opt.get("weight_decay", 0), lambda v: 0 <= v < math.inf, "a number of at least 0"),
+    ):
+        if not fine(value):
+            raise ValueError(f"config.{name} is {value!r}: give {wanted}")
 
 
 def build_objective(section: Mapping[str, Any], **given: Any) -> base.Objective:

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,3 +28,11 @@ def known(given: Iterable[str], allowed: Iterable[str], section: str) -> None:
             near = difflib.get_close_matches(name, list(allowed), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(allowed)}"
             raise ValueError(f"{section} has no key {name!r}; {hint}")
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What a config says otherwise than one before, key by key: "seed (was 0, is 1)"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        below = f"{name}." if name else ""
+        return [d for k in {**before, **now} for d in differences(before.get(k), now.get(k), f"{below}{k}")]
+    return [] if before == now else [f"{name} (was {json.dumps(before)}, is {json.dumps(now)})"]

@@ -18,8 +18,9 @@ from lcm_jax.data.example import TRAIN
 from lcm_jax.data.manifest import Manifest
 from lcm_jax.drawers import Drawers
 from lcm_jax.encoding import pixels, sharing
+from lcm_jax.image_keys import image_keys
 from lcm_jax.objectives.base import unconditional
-from lcm_jax.pipeline import Pipeline, image_keys
+from lcm_jax.pipeline import Pipeline
 from lcm_jax.setting import Setting
 from lcm_jax.source import open_model
 

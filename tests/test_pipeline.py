@@ -11,7 +11,8 @@ from PIL import Image
 from lcm_jax import captions, drawing, pipeline
 from lcm_jax.drawers import Drawers
 from lcm_jax.evaluate import grid
-from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
+from lcm_jax.image_keys import image_keys, root_key
+from lcm_jax.pipeline import Pipeline, to_pixels
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -163,6 +164,36 @@ def test_keys_are_decided_by_seed_prompt_and_number():
     keys = jax.random.key_data(image_keys(["a", "b"], 3, 0))
     np.testing.assert_array_equal(keys[3:5], jax.random.key_data(image_keys(["b"], 2, 0)))
     assert len({tuple(k) for k in keys.tolist()}) == 6
+
+
+def test_pictures_of_a_model_trained_on_are_drawn_anew(student, tmp_path):
+    told = {"n": 1, "steps": 1, "progress": False}
+    first, _ = drawing.draw(student, ["a red disc"], tmp_path, **told)
+    params = jax.tree.map(lambda p: 1.01 * p, student.params)
+    trained = Pipeline(student.spec, params, student.origin, captions=student.captions)  # under the same name
+    second, _ = drawing.draw(trained, ["a red disc"], tmp_path, **told)
+    again, _ = drawing.draw(student, ["a red disc"], tmp_path, **told)
+    assert first == again != second and len(list(tmp_path.glob("000-*.png"))) == 2
+
+
+def test_a_seed_has_64_bits():
+    data = [tuple(jax.random.key_data(root_key(seed)).tolist()) for seed in (0, 5, 2**32, 2**32 + 5, 2**64 - 1, -1)]
+    assert data[0] == tuple(jax.random.key_data(jax.random.key(0)).tolist())
+    assert len(set(data)) == 5 and data[-1] == data[-2]
+    with pytest.raises(ValueError, match="at most 64 bits"):
+        root_key(2**64)
+
+
+def test_a_prompt_named_again_gets_its_next_pictures(student, tmp_path):
+    keys = np.asarray(jax.random.key_data(image_keys(["a", "b", "a"], 2, 0)))
+    np.testing.assert_array_equal(keys[[0, 1, 4, 5]], jax.random.key_data(image_keys(["a"], 4, 0)))
+    np.testing.assert_array_equal(keys[4:], jax.random.key_data(image_keys(["a"], 2, 0, first=[2])))
+    once = student("a red disc", n=2, steps=1)
+    np.testing.assert_array_equal(student(["a red disc"] * 2, n=1, steps=1), once)
+    assert (once[0] != once[1]).any()
+    drawing.draw(student, ["a red disc"] * 2, tmp_path, n=1, steps=1)
+    numbers = [grid.settings(path)["number"] for path in sorted(tmp_path.glob("00*.png"))]
+    assert numbers == [0, 1]
 
 
 def test_w_outside_the_trained_range_warns(student, teacher):

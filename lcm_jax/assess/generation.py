@@ -11,8 +11,9 @@ import numpy as np
 from lcm_jax.assess.evaluation_set import Captioned
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate.features import Images, fingerprint
+from lcm_jax.image_keys import image_keys
 from lcm_jax.models.functional import Net
-from lcm_jax.pipeline import Pipeline, image_keys, to_pixels
+from lcm_jax.pipeline import Pipeline, to_pixels
 
 BATCH = 64  # a device at most; the batches of a set are of equal size, so that one compilation serves all
 

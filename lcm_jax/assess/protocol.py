@@ -16,8 +16,10 @@ from lcm_jax.assess.feature_networks import feature_network
 from lcm_jax.assess.generation import identity
 from lcm_jax.assess.picture_scores import score_pictures
 from lcm_jax.assess.reference_statistics import RealImages, of_files, reference
+from lcm_jax.data import files
 from lcm_jax.data.image_folder import SUFFIXES
 from lcm_jax.evaluate.report import table
+from lcm_jax.image_keys import firsts
 from lcm_jax.parallel.agreement import on_all
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.settings import known
@@ -70,7 +72,8 @@ def run(
     net = feature_network(config["features"])
     clip = open_clip(config["clip"]) if config.get("clip") else None
     statistics = reference(net, real, cache.folder() / "statistics")
-    own = list(prompts[:asked])[jax.process_index() :: jax.process_count()]
+    share = slice(jax.process_index(), asked, jax.process_count())
+    own, first = list(prompts[share]), firsts(prompts[:asked], config["samples"])[share]
     captions = [prompt for prompt in own for _ in range(config["samples"])]
     models = {who: identity(pipe) for who, pipe in pipes.items()}
     judged = {"images": real.identity, "network": net.hash, "clip": clip and clip.hash}
@@ -90,7 +93,7 @@ def run(
 
         def score(row: Row = row, path: Path = path) -> dict[str, Any]:
             with tqdm(total=len(captions), unit="image", desc=path.stem, disable=not progress) as bar:
-                sets = pictures(pipes[row.who], row, own, config["samples"], config["seed"], bar.update)
+                sets = pictures(pipes[row.who], row, own, first, config["samples"], config["seed"], bar.update)
                 return score_pictures(sets, captions, net, statistics, clip)
 
         found.append(scored(path, told, score, about or {}))
@@ -118,19 +121,27 @@ def real_pictures(folder: str | Path, size: int) -> RealImages:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} of real pictures")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = [path for path in files.below(folder) if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     return of_files(paths, size)
 
 
 def pictures(
-    pipe: Pipeline, row: Row, prompts: Sequence[str], samples: int, seed: int, done: Callable[[int], object]
+    pipe: Pipeline,
+    row: Row,
+    prompts: Sequence[str],
+    first: Sequence[int],
+    samples: int,
+    seed: int,
+    done: Callable[[int], object],
 ) -> Iterator[np.ndarray]:
-    """The pictures of prompts, set by set."""
+    """The pictures of prompts, numbered from `first` on, set by set."""
     for start in range(0, len(prompts), AT_ONCE):
-        some = list(prompts[start : start + AT_ONCE])
-        drawn = pipe(some, n=samples, steps=row.steps, w=row.w, seed=seed, sampler=row.sampler)
+        some = slice(start, start + AT_ONCE)
+        drawn = pipe(
+            prompts[some], n=samples, steps=row.steps, w=row.w, seed=seed, sampler=row.sampler, first=first[some]
+        )
         done(len(drawn))
         yield drawn
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lcm_jax import assembly, build_edm, run_folder
+from lcm_jax import assembly, build_edm, run_folder, sections
 from lcm_jax.diffusion.coupling import independent
 from lcm_jax.diffusion.grid import LogNormalGap, Pair, PairSampler, Step
 from lcm_jax.edm_pipeline import EDMPipeline
@@ -67,9 +67,10 @@ def measure(run: assembly.Run, state: State, batches: int = 4, levels: int = 12)
     The loss is the consistency part alone, of the averaged weights, a mean over `batches` batches of the run's data.
     Raises ValueError for a run whose objective compares no pairs of noise levels.
     """
-    objective, start = build_edm.edm_parts(run.config)
+    name = run.config["objective"]["name"]
+    objective, start = (None, None) if sections.takes(name, "kind") else build_edm.edm_parts(run.config)
     if not isinstance(objective, Consistency):
-        raise ValueError(f"objective {run.config['objective']['name']!r} compares no two noise levels: nothing to show")
+        raise ValueError(f"objective {name!r} compares no two noise levels: nothing to show")
     step, ema = int(state.step), run.sampled(state)
     pipe = EDMPipeline(run.spec, {**run.networks, "network": ema}, read=run.read("ema"))
     given = [run.place(next(run.loader)) for _ in range(batches)]

@@ -9,6 +9,7 @@ import numpy as np
 
 TRAIN, HELDOUT = "train", "heldout"
 CAPTION_NAMES = ("text", "caption")  # what sets call their captions
+MARK = "\ufeff"  # of byte order, which some programs begin a text with
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def one_line(caption: Any) -> str:
     if not isinstance(caption, str):
         caption = next((c for c in _listed(caption) if isinstance(c, str | bytes)), "")
         return one_line(caption)
-    return " ".join(caption.split())
+    return " ".join(caption.replace(MARK, "").split())
 
 
 def _listed(values: Any) -> list:
@@ -92,7 +93,12 @@ def _listed(values: Any) -> list:
 
 
 def split_of(group: str, heldout: float = 0.1) -> str:
-    """Decided by the sha256 of the group alone: the same on every machine and for any order."""
+    """Decided by the sha256 of the group alone: the same on every machine and for any order.
+
+    Raises ValueError for a `heldout` that is no share.
+    """
+    if not 0 <= heldout <= 1:
+        raise ValueError(f"heldout is {heldout}: give the share of pictures that are not trained on, 0 to 1, as 0.1 is")
     return HELDOUT if fraction(group) < heldout else TRAIN
 
 

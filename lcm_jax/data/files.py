@@ -17,7 +17,7 @@ def found(folder: str | Path | Sequence[str | Path], endings: Sequence[str]) -> 
             raise FileNotFoundError("an empty list of files; name some")
         return [path for entry in folder for path in found(entry, endings)]
     if Path(folder).is_dir():
-        paths = sorted(p for p in Path(folder).rglob("*") if p.name.endswith(tuple(endings)) and p.is_file())
+        paths = [p for p in below(Path(folder)) if p.name.endswith(tuple(endings))]
     elif Path(folder).is_file():
         paths = [Path(folder)]
     else:
@@ -27,6 +27,19 @@ def found(folder: str | Path | Sequence[str | Path], endings: Sequence[str]) -> 
             f"no {' or '.join(endings)} files at {folder}; give a folder that holds some, a pattern, or a list"
         )
     return paths
+
+
+def below(folder: Path) -> list[Path]:
+    """All files in a folder and in those inside it, sorted; links to folders are followed, each folder once."""
+    found, seen = [], set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(where) / name for name in files]
+    return sorted(path for path in found if path.is_file())
 
 
 def names(paths: Sequence[Path]) -> list[str]:

@@ -3,10 +3,11 @@
 import csv
 import json
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
-from lcm_jax.data import images
-from lcm_jax.data.example import HELDOUT, TRAIN, Example, label_of, split_of, with_tag
+from lcm_jax.data import files, images, text_file
+from lcm_jax.data.example import HELDOUT, TRAIN, Example, label_of, one_line, split_of, with_tag
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTION_COLUMNS = ("text", "caption")
@@ -35,7 +36,7 @@ def examples(
         )
     rows = _metadata(folder)
     listed = {row["file_name"] for row in rows}
-    for path in sorted(folder.rglob("*")):
+    for path in files.below(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in SUFFIXES and name not in listed:
             rows.append({"file_name": name, "text": _sidecar(path)})
@@ -59,9 +60,11 @@ def _example(
             f"{key} in {folder}: split is {split!r}; write {TRAIN!r} or {HELDOUT!r}, or leave it out"
         )
     tags = row.get("tags") or ()
-    tags = tuple(tags.split()) if isinstance(tags, str) else tuple(tags)
+    if not isinstance(tags, str | list | tuple):
+        raise ValueError(f"{key} in {folder}: tags are {tags!r}; write a list, or words")
+    tags = tuple(tags.split()) if isinstance(tags, str) else tuple(map(str, tags))
     load = partial(look.decode, folder / key)
-    return Example(key, str(caption).strip(), load, group, split, tags, label)
+    return Example(key, one_line(caption), load, group, split, tags, label)
 
 
 def _metadata(folder: Path) -> list[dict]:
@@ -69,8 +72,7 @@ def _metadata(folder: Path) -> list[dict]:
     if jsonl.exists():
         source, rows = jsonl, _jsonl(jsonl)
     elif table.exists():
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            source, rows = table, list(enumerate(csv.DictReader(file), start=2))
+        source, rows = table, _csv(table)
     else:
         return []
     for line, row in rows:
@@ -78,12 +80,20 @@ def _metadata(folder: Path) -> list[dict]:
             raise ValueError(
                 f"{source} line {line}: no file_name; each row names its image, relative to the folder"
             )
-    return [row for _, row in rows]
+    return [{**row, "file_name": Path(row["file_name"]).as_posix()} for _, row in rows]
+
+
+def _csv(path: Path) -> list[tuple[int, dict]]:
+    reader = csv.DictReader(StringIO(text_file.read(path), newline=""))
+    try:
+        return [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num}: not CSV ({error}); mend or remove the line") from None
 
 
 def _jsonl(path: Path) -> list[tuple[int, dict]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text_file.lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -97,4 +107,4 @@ def _jsonl(path: Path) -> list[tuple[int, dict]]:
 
 def _sidecar(path: Path) -> str:
     caption = path.with_suffix(".txt")
-    return " ".join(caption.read_text(encoding="utf-8").split()) if caption.exists() else ""
+    return one_line(text_file.read(caption)) if caption.exists() else ""

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from lcm_jax.data import files, images
-from lcm_jax.data.example import CAPTION_NAMES, Example, Found, described, with_tag
+from lcm_jax.data.example import CAPTION_NAMES, HELDOUT, TRAIN, Example, Found, described, with_tag
 
 IMAGE_NAMES = ("image", "img", "jpg", "png", "webp")
 ABOUT_NAMES = ("group", "split", "tags")
 LABEL = "label"
+HELD_OUT = {"test", "validation", "valid", "val", "dev", "eval"}
 HELD = 2  # row groups of images in memory: rows are read nearly in order, by several threads at once
 
 
@@ -36,14 +37,17 @@ def examples(
     column `caption` (or text, caption) strings, of a list the first, or class labels, whose name goes into
     `template`. Column `label` (by default one of that name) holds class labels, numbers or names; columns `group`,
     `split` and `tags` are read where they are. Keys are FILE/ROW. Captions are
-    held, images are read a row group at a time. A file that cannot be read is left out and reported.
+    held, images are read a row group at a time. Where files are named or foldered as splits (train, test, validation),
+    the rows of all but train are held out, and no others. A file that cannot be read is left out and reported.
     Raises ModuleNotFoundError without pyarrow, FileNotFoundError when there are no files, and ValueError,
     naming the file and its columns, when one is missing or of another type.
     """
     pa = _pyarrow()
     paths = [p for p in files.found(folder, (".parquet", ".arrow")) if not p.name.startswith("cache-")]
     found, damage, groups, classes = [], [], Groups(), ()
-    for path, name in zip(paths, files.names(paths), strict=True):
+    named = files.names(paths)
+    splits = own_splits(named)
+    for path, name in zip(paths, named, strict=True):
         try:
             table = Table(path)
             image_column = _image_column(table, image)
@@ -63,6 +67,7 @@ def examples(
             for place in range(count):
                 load = partial(_load, look, groups, path, image_column, group, place, row)
                 about = {n: rows[n][row] for n in about_columns}
+                about |= {} if about.get("split") or not splits else {"split": splits[name]}
                 if labels:
                     about["label"] = _named(rows[label_column][row], names)
                 text = rows[caption_column][row]
@@ -73,6 +78,14 @@ def examples(
     if not found:
         raise ValueError(f"{folder} holds no rows" + (f"; {damage[0]}" if damage else ""))
     return with_tag(Found(found, damage, classes), tag)
+
+
+def own_splits(names: Sequence[str]) -> dict[str, str]:
+    """The split of each file by `datasets`' names, test/data-00000 or test-00000-of-00001; none where one is alone."""
+    word = lambda name: {part.split("-")[0].lower() for part in name.split("/")}
+    held = {name for name in names if word(name) & HELD_OUT}
+    trained = {name for name in names if TRAIN in word(name)} - held
+    return {name: HELDOUT if name in held else TRAIN for name in names} if held and trained else {}
 
 
 class Table:

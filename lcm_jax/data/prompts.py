@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcm_jax.data import text_file
 from lcm_jax.data.example import TRAIN, Example, one_line
 from lcm_jax.data.shorten import meaning, parts, put_together
 
@@ -19,11 +20,7 @@ def read(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a text file with a caption a line")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it so") from None
-    found = list(filter(None, map(one_line, lines)))
+    found = list(filter(None, map(one_line, text_file.lines(path))))
     if not found:
         raise ValueError(f"{path} holds no caption; write one a line")
     return found

@@ -16,6 +16,7 @@ from lcm_jax.data.latent_stats import LatentStats
 
 PROGRESS = "encoding.json"  # while an encoding is under way: its plan, its run, and shards that a manifest named before
 NOTE = "{}.note.npz"  # beside a shard: that it is finished, and what the manifest needs of it
+PARTIAL = ("*.array_record*.partial", "*.json.partial", "*.jsonl.partial", "*.npz.partial")  # what was being written
 FAILED = "encoding_failed.json"  # which process of a run failed, and why
 
 
@@ -53,8 +54,9 @@ def number(plan: dict) -> int:
 
 def begin(out: Path, plan: dict, known: Mapping[str, Note]) -> None:
     """Makes the folder an unfinished one in which a new run begins; what earlier runs left half written goes."""
-    for path in out.glob("*.partial"):
-        path.unlink()
+    for pattern in PARTIAL:
+        for path in out.glob(pattern):
+            path.unlink()
     finished = {file: {**note.file, "skipped": note.skipped} for file, note in known.items()}
     content = {"plan": fingerprint(plan), "run": secrets.randbits(32), "finished": finished}
     manifest.write_text(out / PROGRESS, json.dumps(content, indent=1) + "\n")
@@ -126,7 +128,7 @@ def path_of(out: Path, file: str) -> Path:
 
 def tidy(out: Path) -> None:
     """Removes from a finished folder what only an unfinished one needs; the manifest must be written."""
-    for pattern in (NOTE.format("*"), "*.partial"):
+    for pattern in (NOTE.format("*"), *PARTIAL):
         for path in out.glob(pattern):
             path.unlink()
     for name in (FAILED, PROGRESS):

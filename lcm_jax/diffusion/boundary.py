@@ -28,11 +28,15 @@ class LCMBoundary(Boundary):
     sigma_data: float = 0.5
 
     def c_skip(self, t: Times) -> PerSample:
-        return self.sigma_data**2 / ((self.timestep_scaling * t) ** 2 + self.sigma_data**2)
+        return self.sigma_data**2 / (self.scaled(t) ** 2 + self.sigma_data**2)
 
     def c_out(self, t: Times) -> PerSample:
-        scaled = self.timestep_scaling * t
+        scaled = self.scaled(t)
         return scaled / jnp.sqrt(scaled**2 + self.sigma_data**2)
+
+    def scaled(self, t: Times) -> PerSample:
+        """Times as numbers whose square fits in their type."""
+        return float(self.timestep_scaling) * t
 
     def mix(self, path: Path, t: Times) -> tuple[PerSample, PerSample]:
         return self.c_skip(t), self.c_out(t)

@@ -49,8 +49,8 @@ class FixedGrid(PairSampler):
     skip: int = 20
 
     def __post_init__(self):
-        if not 1 <= self.intervals < self.T:
-            raise ValueError(f"intervals must lie in 1 .. T-1 = {self.T - 1}, got {self.intervals}")
+        if not 1 <= self.intervals <= self.T:
+            raise ValueError(f"intervals must lie in 1 .. T = {self.T}, got {self.intervals}")
         if self.skip < 1:
             raise ValueError(f"skip must be at least 1, got {self.skip}")
 
@@ -167,7 +167,7 @@ class LogNormalGap(PairSampler):
     def earlier(self, t: PerSample, step: Step) -> PerSample:
         """The s of a t at a training step."""
         stage = jnp.asarray(step) // self.stage_steps
-        closing = jnp.minimum(self.q ** (stage + 1), FINEST)
+        closing = jnp.minimum(float(self.q) ** (stage + 1), FINEST)
         return t * jnp.maximum(0, 1 - (1 + 8 * jax.nn.sigmoid(-t)) / closing)
 
 

@@ -1,6 +1,7 @@
 """Weights of losses, [b]: lambda(t, s) of consistency pairs, and signal-to-noise laws of diffusion losses."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -42,11 +43,11 @@ WEIGHTS: dict[str, Callable[[Times, Times], PerSample]] = {
 }
 
 
-def get(name: str) -> Callable[[Times, Times], PerSample]:
-    """The pair weight of that name; ValueError lists the names."""
+def get(name: str, sigma_data: float) -> Callable[[Times, Times], PerSample]:
+    """The pair weight of that name for data of std `sigma_data`; ValueError lists the names."""
     if name not in WEIGHTS:
         raise ValueError(f"unknown weight {name!r}; choose one of {', '.join(WEIGHTS)}")
-    return WEIGHTS[name]
+    return partial(karras, sigma_data=sigma_data) if name == "karras" else WEIGHTS[name]
 
 
 def min_snr(path: Path, kind: str, t: Times, gamma: float = 5.0) -> PerSample:

@@ -95,5 +95,5 @@ def fingerprint(*parts: str | np.ndarray) -> str:
             digest.update(f"text {len(part)}\n{part}".encode())
         else:
             digest.update(f"{part.dtype} {part.shape}\n".encode())
-            digest.update(np.ascontiguousarray(part).data)
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer itself
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 GAP = 2
 LETTER = 11  # pixels a label's line takes
+WIDTH = 48  # letters of a line
 KEY = "lcm_jax"  # name of the PNG text entry that holds the settings
 
 
@@ -27,7 +29,9 @@ def grid(
     h, w = h * zoom, w * zoom
     rows = -(-n // columns)
     font = ImageFont.load_default(size=LETTER)
-    left = 0 if rows_labels is None else 4 + max(int(font.getlength(label)) for label in rows_labels)
+    rows_labels = None if rows_labels is None else [wrapped(label, h // (LETTER + 3)) for label in rows_labels]
+    lines = [line for label in rows_labels or () for line in label.split("\n")]
+    left = 4 + max(int(font.getlength(line)) for line in lines) if lines else 0
     top = 0 if column_labels is None else LETTER * 2 + 4
     canvas = Image.new("RGB", (left + columns * (w + GAP) + GAP, top + rows * (h + GAP) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
@@ -35,11 +39,16 @@ def grid(
         tile = Image.fromarray(pixels).resize((w, h), Image.Resampling.LANCZOS)
         canvas.paste(tile, (left + GAP + i % columns * (w + GAP), top + GAP + i // columns * (h + GAP)))
     for r, label in enumerate(rows_labels or ()):
-        draw.text((2, top + GAP + r * (h + GAP) + h // 2), label, "black", font, anchor="lm")
+        draw.multiline_text((2, top + GAP + r * (h + GAP) + h // 2), label, "black", font, anchor="lm", spacing=1)
     for c, label in enumerate(column_labels or ()):
         middle = left + GAP + c * (w + GAP) + w // 2
         draw.multiline_text((middle, 2), label, "black", font, anchor="ma", align="center", spacing=1)
     return canvas
+
+
+def wrapped(label: str, most: int) -> str:
+    """A label in lines of at most WIDTH letters, cut after `most` of them."""
+    return "\n".join(textwrap.wrap(label, WIDTH, max_lines=max(1, most), placeholder=" ..."))
 
 
 def save(

@@ -16,6 +16,7 @@ from lcm_jax.weights.diffusers_config import autoencoder_config, autoencoder_fac
 from lcm_jax.weights.diffusers_folder import INDEX, NOTED, NOTES, TEXT_ENCODERS, TOKENIZERS
 from lcm_jax.weights.diffusers_scheduler import ddim_scheduler_config, lcm_scheduler_config
 
+VERSION = "0.22.0"  # of diffusers, the first with all the classes that are named; its AutoPipelines ask for one
 _NONE = [None, None]  # how an index says that a component is not there
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -105,7 +106,8 @@ def _index(description: Mapping[str, Any], parts: Mapping[str, _Part]) -> dict[s
     name, towers = pipeline_class(description), len(description["text"]["towers"])
     xl = name == "StableDiffusionXLPipeline"
     family = "sdxl" if xl else "sd"
-    index: dict[str, Any] = {"_class_name": name, NOTES: {key: description[key] for key in NOTED}}
+    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": VERSION}
+    index[NOTES] = {key: description[key] for key in NOTED}
     for part in ("unet", "vae", "scheduler", *TEXT_ENCODERS[family]):
         found = parts.get(part)
         index[part] = _NONE if found is None else [found.library, _class_of(found.config)]

@@ -1,6 +1,7 @@
 """What an objective is: a frozen bundle of parts with a loss; found by its file name."""
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,12 @@ def builder(name: str) -> Callable[..., Objective]:
     return importlib.import_module(f"lcm_jax.objectives.{name}").build
 
 
+def check_share(drop: float) -> None:
+    """ValueError for a `drop` that is no share of the captions."""
+    if not 0 <= drop <= 1:
+        raise ValueError(f"drop is {drop}: give the share of captions to leave out, 0 to 1, as 0.1 is")
+
+
 @dataclass(frozen=True)
 class Uniform:
     """A law that draws from [low, high]."""
@@ -101,5 +108,5 @@ class Uniform:
     high: float
 
     def __post_init__(self) -> None:
-        if self.low > self.high:
+        if not -math.inf < self.low <= self.high < math.inf:
             raise ValueError(f"a range goes from low to high, got [{self.low}, {self.high}]")

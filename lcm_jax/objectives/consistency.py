@@ -49,6 +49,10 @@ class Consistency:
     mu: Decay
     extra: Extra = nothing
 
+    def __post_init__(self) -> None:
+        if not (self.mu is None or callable(self.mu) or 0 <= self.mu < 1):
+            raise ValueError(f"mu is {self.mu}: give the target's decay, at least 0 and below 1")
+
     def pairs(self, nets: Nets, batch: Batch, key: PRNGKeyArray, step: Array) -> Pairs:
         """Both sides of the loss; no gradient flows into the target's."""
         keys = jax.random.split(key, 4)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from lcm_jax.diffusion.distance import l2
 from lcm_jax.diffusion.path import VPTable, diffuse, output_of
 from lcm_jax.diffusion.weight import min_snr
-from lcm_jax.objectives.base import Nets, condition_of, draw_latent, drop_captions
+from lcm_jax.objectives.base import Nets, check_share, condition_of, draw_latent, drop_captions
 from lcm_jax.typing import Batch, Metrics
 
 
@@ -45,8 +45,10 @@ class Diffusion:
 def build(path: VPTable, kind: str = "v", drop: float = 0.1, gamma: float | None = None) -> Diffusion:
     """The diffusion objective; `drop` is the share of captions replaced by the empty one (for guidance).
 
-    Raises ValueError where eps prediction meets a zero terminal SNR, at which eps says nothing about z0.
+    Raises ValueError for a drop that is no share, and where eps prediction meets a zero terminal SNR, at which eps
+    says nothing about z0.
     """
     if kind == "eps" and path.zero_terminal_snr:
         raise ValueError("eps says nothing about x0 at zero terminal SNR: set kind to v or x0")
+    check_share(drop)
     return Diffusion(path, kind, drop, gamma)

@@ -31,7 +31,7 @@ def build(
         pair=LogNormalGap(q, stage_steps, P_mean, P_std),
         solver=solver.get("euler"),
         distance=robust("pseudo_huber", delta, "sum"),
-        weight=weight.get(weight_name),
+        weight=weight.get(weight_name, sigma_data),
         couple=coupling.independent,
         needs_teacher=False,
         mu=None,

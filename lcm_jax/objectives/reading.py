@@ -12,7 +12,7 @@ from lcm_jax.diffusion.boundary import edm_field
 from lcm_jax.diffusion.field import guided_field, network_field
 from lcm_jax.diffusion.guidance import guidance_embedding, sample_w
 from lcm_jax.diffusion.path import Path
-from lcm_jax.objectives.base import Nets, Uniform, condition_of, drop_captions, unconditional
+from lcm_jax.objectives.base import Nets, Uniform, check_share, condition_of, drop_captions, unconditional
 from lcm_jax.typing import Batch, Field, Metrics
 
 DROPPED = 0xD409  # folded into a reading's key, which drops units as it is
@@ -44,6 +44,9 @@ class Captioned:
     w: Uniform
     w_width: int | None  # None: the networks have no input for w (LCM-LoRA)
     drop: float  # share of captions replaced by the empty one
+
+    def __post_init__(self) -> None:
+        check_share(self.drop)
 
     def __call__(self, path: Path, nets: Nets, batch: Batch, key: PRNGKeyArray, b: int) -> Fields:
         w_key, drop_key = jax.random.split(key)

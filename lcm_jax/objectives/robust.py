@@ -13,6 +13,7 @@ from lcm_jax.typing import Latent, PerSample
 StepDistance = Callable[[Latent, Latent, Step], PerSample]
 ScaleLaw = Callable[[Step, int], Scale]  # (step, elements of a sample) -> delta
 WITHOUT_SCALE = ("l1", "l2")
+OF_SCALE = ("cauchy", "geman_mcclure")  # which divide by it
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,15 @@ class Robust:
 
 
 def robust(name: str, delta: float | ScaleLaw, reduction: str = "mean") -> Robust:
-    """The distance `name` at the scale `delta`, which l1 and l2 have no use for; ValueError for an unknown name."""
+    """The distance `name` at the scale `delta`, which l1 and l2 have no use for.
+
+    Raises ValueError for an unknown name, and for a scale that a distance cannot have.
+    """
     distance.get(name)
     if name in WITHOUT_SCALE:
         return Robust(name, None, reduction)
+    if name in OF_SCALE and delta == 0:
+        raise ValueError(f"delta is {delta}: {name} divides by its scale, give one above 0, as 0.03 is")
     return Robust(name, delta if callable(delta) else fixed(delta), reduction)
 
 

@@ -10,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lcm_jax.parallel import rules
 
+MULTIPLIED = ("kernel", "embedding")  # what a layer itself casts; it adds and scales in float32
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -18,7 +20,7 @@ class Reading:
     Called where a layer reads, so that what recomputes a block gathers its weights again instead of keeping them.
     Left to find out by itself, XLA may split activations by channels instead (SD 1.5's U-Net, compiled for 16 TPUs:
     hundreds of collective-permutes in a forward pass), and with fsdp and tensor together (jax 0.10.2) it computes wrong
-    products without a word. A weight goes over the links in the type in which layers compute, and its gradient back.
+    products without a word. A kernel goes over the links in the type in which layers compute, and its gradient back.
     """
 
     rule_set: str  # by which the weights are split
@@ -30,7 +32,8 @@ class Reading:
         whole = NamedSharding(self.mesh, PartitionSpec(*map(_over_tensor, split.spec)))
         if whole == split:
             return weight
-        return _put_together(weight if self.dtype is None else weight.astype(self.dtype), split, whole)
+        cast = self.dtype is not None and path.endswith(MULTIPLIED)
+        return _put_together(weight.astype(self.dtype) if cast else weight, split, whole)
 
     def tree(self, weights: Any) -> Any:
         """All weights at once, in their own type."""
@@ -39,10 +42,14 @@ class Reading:
 
 
 def readings(rule_set: Mapping[str, str], mesh: Mesh, dtype: str | None = None) -> dict[str, Reading]:
-    """The Reading of each tree of weights; none where no tree is split over data or fsdp."""
+    """The Reading of each tree of weights; none where no tree is split over data or fsdp.
+
+    `dtype` is what the trained network computes in; a teacher's weights are kept in the type in which it does.
+    """
     if mesh.shape["fsdp"] == 1 and (mesh.shape["data"] == 1 or "zero" not in rule_set.values()):
         return {}
-    return {tree: Reading(name, mesh, dtype) for tree, name in rule_set.items()}
+    own = rules.TREES["teacher"]
+    return {tree: Reading(name, mesh, None if tree == own else dtype) for tree, name in rule_set.items()}
 
 
 def _over_tensor(axes: Any) -> str | None:

@@ -12,6 +12,8 @@ from lcm_jax.train.norm import norm
 SETTINGS = ("b1", "b2", "eps", "weight_decay", "clip")  # keywords of `optimizer`
 UNUSED = {"sgd": ("b1", "b2", "eps"), "adafactor": ("b1", "b2", "eps")}  # those without effect on an optimiser
 
+MATRICES = ("kernel", "down", "up")  # of layers and adapters; what biases of maps and tables of labels are not
+
 
 def learning_rate(
     peak: float, steps: int, schedule: str = "constant", warmup: int = 0, final: float = 0.0
@@ -46,8 +48,8 @@ def optimizer(
     """The named optimiser behind an optional clip of the global gradient norm.
 
     The weight decay of RAdam and SGD is of the coupled kind, added to the (clipped) gradient before the
-    moments, as the consistency-training papers use it; the others' is decoupled. Muon moves kernels,
-    NAdamW all else; its updates have AdamW's size, so that rates carry over (arXiv 2502.16982, eq. 4).
+    moments, as the consistency-training papers use it; the others' is decoupled. Muon moves kernels and
+    adapters, NAdamW all else; its updates have AdamW's size, so that rates carry over (arXiv 2502.16982, eq. 4).
     Adafactor keeps two vectors a matrix in place of two moments a number; its rate is relative to each tensor's own
     size (arXiv 1804.04235, Alg. 4).
     Names: adamw, radam, sgd, adafactor, muon; ValueError lists them.
@@ -91,7 +93,8 @@ def clipped(limit: float) -> optax.GradientTransformation:
 def kernels(params: Any) -> Any:
     """For Muon: a kernel as a matrix, everything before its last axis against that axis; None for the rest."""
 
-    def axes(p: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        return contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None
+    def axes(path: tuple[Any, ...], p: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        matrix = p.ndim > 1 and path[-1].key in MATRICES
+        return contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if matrix else None
 
-    return jax.tree.map(axes, params)
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -73,7 +73,8 @@ def test_rows_are_scored_kept_and_taken_up_again(pipes, real, tmp_path, monkeypa
 
 
 def test_more_pictures_of_a_prompt_differ_and_a_student_may_stand_alone(pipes, real, tmp_path):
-    sets = list(protocol.pictures(pipes["student"], protocol.Row("student", "lcm", 1, 2.0), PROMPTS[:1], 2, 0, int))
+    row = protocol.Row("student", "lcm", 1, 2.0)
+    sets = list(protocol.pictures(pipes["student"], row, PROMPTS[:1], [0], 2, 0, int))
     assert np.abs(sets[0][0].astype(int) - sets[0][1]).max() > 1
     assert [row.who for row in protocol.rows(config(), teacher=False)] == ["student", "student"]
 

@@ -1,8 +1,11 @@
 """The table of consistency training: its rows are runs that can be built, its intervals are Student's."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from benchmarks import slct_table
+from benchmarks import results, slct_table
 from lcm_jax import sections
 from lcm_jax.objectives import base
 
@@ -18,6 +21,20 @@ def test_the_interval_of_three_seeds_is_students():
     assert slct_table.spread([9.0]) == "9"
     assert slct_table.spread([9.0, 10.0, 11.0]) == "10 [8, 12]"  # 4.303 / sqrt 3 = 2.48
     assert slct_table.spread([0.9, 1.0, 1.1], 2) == "1.00 [0.75, 1.25]"
+
+
+def test_calls_at_once_lose_nothing_of_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+
+    def add(number):
+        with results.held():
+            others = results.kept("table").get("runs", [])
+            time.sleep(0.005)  # what two calls need to read the same
+            results.save("table", {"runs": [*others, number]}, show=False)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(16)))
+    assert sorted(results.kept("table")["runs"]) == list(range(16))
 
 
 def test_rows_and_picture(tmp_path):

@@ -88,6 +88,8 @@ def test_interrupted_encoding_goes_on_to_the_same_bytes(tmp_path, make):
         return failing.images(x)
 
     out, options = tmp_path / "again", {"batch_size": 8, "shard_size": 10, "identity": {"vae": "patches"}}
+    out.mkdir()
+    (out / "film.iso.partial").write_text("of another program")
     with pytest.raises(Interrupted):
         encode(make_examples(40), stops, failing.text, out, SIZE, progress=False, **options)
     with pytest.raises(FileNotFoundError, match="has not finished"):
@@ -98,7 +100,8 @@ def test_interrupted_encoding_goes_on_to_the_same_bytes(tmp_path, make):
     assert len(second.batches) < len(made.shards) * 2  # the finished shards were not made again
     for file in [s["file"] for s in made.shards] + [manifest.ROWS, manifest.ELEMENTS]:
         assert (out / file).read_bytes() == (whole / file).read_bytes()
-    assert not list(out.glob("*.partial")) and not (out / resume.PROGRESS).exists()
+    assert [path.name for path in out.glob("*.partial")] == ["film.iso.partial"]
+    assert not (out / resume.PROGRESS).exists()
 
 
 def test_second_run_encodes_nothing_and_mends_a_broken_shard(make, encoders):

@@ -123,9 +123,55 @@ def test_folder_with_csv_and_with_sidecars(tmp_path):
     assert [e.caption for e in image_folder.examples(tmp_path / "s")] == ["a red square"]
 
 
+def test_folder_with_texts_of_other_programs(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path / name)
+    rows = [{"file_name": "./a.png", "text": ["one\u2028two", "three"]}, {"file_name": "b.png", "text": "b"}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "metadata.jsonl").write_bytes(f"\ufeff{lines}".encode())
+    (tmp_path / "c.txt").write_bytes("\ufeffa cat\r\n".encode())
+    assert [(e.key, e.caption) for e in image_folder.examples(tmp_path)] == [
+        ("a.png", "one two"),
+        ("b.png", "b"),
+        ("c.png", "a cat"),
+    ]
+    (tmp_path / "c.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c\.txt is not text in UTF-8 .* save it so"):
+        image_folder.examples(tmp_path)
+
+
+def test_a_cell_that_csv_cannot_hold_is_named(tmp_path):
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\na.png,{'x' * 200_000}\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv line \d: not CSV .* mend or remove the line"):
+        image_folder.examples(tmp_path)
+
+
+def test_folders_that_are_links_are_read_once(tmp_path):
+    save(tmp_path / "real" / "a.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    assert [e.key for e in image_folder.examples(tmp_path / "set")] == ["linked/a.png"]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_in_no_known_range_are_refused(tmp_path, mode):
+    Image.new(mode, (4, 4), 1).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff cannot be read \(its pixels are of 32 bits.*\)"):
+        images.PLAIN.decode(tmp_path / "a.tiff")
+
+
+def test_what_is_held_out_is_a_share(tmp_path):
+    save(tmp_path / "a.png")
+    for heldout in (10.0, -0.1):
+        with pytest.raises(ValueError, match=f"heldout is {heldout}: give the share of pictures"):
+            data.reader("image_folder", folder=tmp_path, heldout=heldout)
+
+
 @pytest.mark.parametrize(
     "lines, message",
     [
+        ('{"file_name": "a.png", "tags": 5}', "a.png in .*: tags are 5; write a list, or words"),
         ('{"file_name": "a.png", "text": "x"}\n{oops', "metadata.jsonl line 2: not JSON"),
         ('{"text": "x"}', "line 1: no file_name"),
         ('{"file_name": "a.png", "split": "test"}', "a.png.*split is 'test'"),

@@ -44,6 +44,18 @@ def test_rows_are_examples(tmp_path):
     assert check(found, progress=False) == []
 
 
+def test_files_named_as_splits_are_these(tmp_path):
+    for name in ("data/train-00000-of-00001", "data/test-00000-of-00001", "data/validation-00000-of-00001"):
+        write(tmp_path / "hub" / f"{name}.parquet", columns(20))
+    for name in ("train/data-00000", "test/data-00000"):
+        write(tmp_path / "disk" / f"{name}.parquet", columns(20))
+    write(tmp_path / "alone" / "test-00000-of-00001.parquet", columns(20))
+    splits = lambda folder: [e.split for e in parquet.examples(tmp_path / folder)]
+    assert splits("hub") == ["heldout"] * 20 + ["train"] * 20 + ["heldout"] * 20
+    assert splits("disk") == ["heldout"] * 20 + ["train"] * 20
+    assert set(splits("alone")) == {"train", "heldout"}
+
+
 def test_twins_of_another_ending_keep_it_in_their_keys(tmp_path):
     write(tmp_path / "a.parquet", columns(1))
     with pa.ipc.new_file(str(tmp_path / "a.arrow"), pa.table(columns(1)).schema) as writer:

@@ -62,6 +62,8 @@ def test_a_file_of_captions(tmp_path):
     assert [e.caption for e in prompts.to_draw(prompts.read(file))] == ["a blue cat", "a red heart"]
     file.write_bytes("\ufeffcafé\n".encode())  # as some editors begin it
     assert prompts.read(file) == ["café"]
+    file.write_bytes("a blue\u2028cat\r\na\x0bdog\r\n".encode())  # what is no end of a line to other programs
+    assert prompts.read(file) == ["a blue cat", "a dog"]
     file.write_bytes("café\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"prompts.txt is not text in UTF-8 \(.* at byte 3\); save it so"):
         prompts.read(file)

@@ -15,6 +15,9 @@ def test_lcm_scalings():
     np.testing.assert_allclose(boundary.c_skip(t)[:2], [1, 6.9e-6], rtol=5e-3)
     np.testing.assert_allclose(boundary.c_out(t)[:2], [0, 0.9999965], rtol=1e-6)
     np.testing.assert_allclose(boundary.c_skip(t) + boundary.c_out(t) ** 2, 1, atol=1e-6)
+    whole = LCMBoundary()
+    object.__setattr__(whole, "timestep_scaling", 100)  # as a JSON file may have it; here annotations are checked
+    np.testing.assert_allclose(whole.c_out(t), LCMBoundary(100.0).c_out(t))
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_min_snr_cuts_where_it_says():
     [
         (lambda: distance.get("l3"), "unknown distance 'l3'; choose one of l2, l1, huber"),
         (lambda: distance.l2(latents(), latents(), reduction="max"), "choose mean or sum"),
-        (lambda: weight.get("snr"), "unknown weight 'snr'; choose one of uniform"),
+        (lambda: weight.get("snr", 0.5), "unknown weight 'snr'; choose one of uniform"),
         (lambda: weight.min_snr(VE(), "u", jnp.array([1.0])), "unknown prediction kind 'u'"),
     ],
 )
@@ -129,5 +129,8 @@ def test_errors_name_the_choices(call, message):
 
 
 def test_lookups_find_what_they_list():
-    assert [weight.get(name) for name in weight.WEIGHTS] == list(weight.WEIGHTS.values())
+    t, s = jnp.array([0.1, 1.0, 80.0]), jnp.array([0.05, 0.9, 79.0])
+    for name, law in weight.WEIGHTS.items():
+        np.testing.assert_array_equal(weight.get(name, 0.5)(t, s), law(t, s))
+    np.testing.assert_allclose(weight.get("karras", 1.0)(t, s), 1 / t**2 + 1, rtol=1e-6)
     assert [distance.get(name).__name__ for name in distance.DISTANCES] == list(distance.DISTANCES)

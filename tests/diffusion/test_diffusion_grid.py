@@ -147,6 +147,15 @@ def test_the_gap_never_closes(q):
         np.testing.assert_allclose(gap, expected, rtol=2e-3)
 
 
+def test_a_whole_number_closes_the_gap_as_its_float_does():
+    t, wide = jnp.exp(jnp.linspace(-10.0, 5.0, 101)), LogNormalGap(q=256.0, stage_steps=10)
+    whole = LogNormalGap(q=256.0, stage_steps=10)
+    object.__setattr__(whole, "q", 256)  # as a config file may have it; here annotations are checked
+    for stage in (0, 3, 30):
+        step = jnp.asarray(10 * stage)
+        np.testing.assert_array_equal(whole.earlier(t, step), wide.earlier(t, step))
+
+
 def test_ct_curriculum():
     N = SquareRoot(s0=2, s1=150, total=1000)
     assert N(0) + 1 == 2 and N(1000) + 1 == 151 and N(5000) == 150  # points are intervals + 1
@@ -189,7 +198,7 @@ def test_curricula_are_traced_and_stay_within_bounds(N):
     [
         (lambda: UniformSkip(1000, 0), "skip must lie in 1 .. T-1 = 999, got 0"),
         (lambda: UniformSkip(1000, 1000), "skip must lie in"),
-        (lambda: FixedGrid(100, 100), "intervals must lie in 1 .. T-1 = 99, got 100"),
+        (lambda: FixedGrid(100, 101), "intervals must lie in 1 .. T = 100, got 101"),
         (lambda: FixedGrid(skip=0), "skip must be at least 1"),
         (lambda: Constant(0), "at least 1 interval"),
         (lambda: Doubling(10, 5, 100), "1 <= s0 <= s1, got s0=10, s1=5"),

@@ -1,5 +1,6 @@
 """Feature extraction in fixed batches, the cache of it, and the blurred control."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -61,6 +62,8 @@ def test_fingerprints_see_values_shape_and_type():
     assert fingerprint(x, "a") != fingerprint("a", x)
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint(x[::-1]) == fingerprint(x[::-1].copy())
+    half = x.astype(ml_dtypes.bfloat16)
+    assert fingerprint(half) == fingerprint(half.copy()) != fingerprint(half.view(np.uint16))
 
 
 def test_the_blur_is_a_gaussian():

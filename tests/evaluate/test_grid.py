@@ -24,6 +24,15 @@ def test_zoom_enlarges_and_labels_take_room():
     assert (pixels[-26:-2, -26:-2] == RED[0, 0, 0]).all() and pixels[:, :-28].min() < 100 and pixels[:-28].min() < 100
 
 
+def test_a_long_label_takes_lines_not_width():
+    tall = np.zeros((1, 60, 60, 3), np.uint8)
+    labels = ("a red square of felt on a table", "a red square of felt on a table" + " again" * 40)
+    short, long = (grid.grid(tall, 1, rows_labels=[label]) for label in labels)
+    assert short.size[0] < long.size[0] < 400 and long.size[1] == short.size[1]
+    assert grid.wrapped("a " * 200, 3).count("\n") == 2 and grid.wrapped("a " * 200, 3).endswith(" ...")
+    assert grid.wrapped("", 3) == ""
+
+
 def test_a_file_remembers_its_settings(tmp_path):
     settings = {"prompt": "un café", "w": 2.5}
     path = grid.save(tmp_path / "deep" / "x.png", RED[0], settings)

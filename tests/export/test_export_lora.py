@@ -65,6 +65,8 @@ def test_a_factor_too_large_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "adapters", lambda *which: (SPEC, large, 12))
     with pytest.raises(ValueError, match="mid_block/resnets/0/conv1/down reaches 1e.06, too large for float16"):
         exporting.export(run, tmp_path / "out", "lora", "float16")
+    with pytest.raises(ValueError, match="w is for whole models: adapters keep"):
+        exporting.export(run, tmp_path / "out", "lora", w=4.0)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

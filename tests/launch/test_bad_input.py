@@ -7,7 +7,7 @@ import shutil
 import pytest
 import tiny
 
-from lcm_jax import assembly, build, encoding, planning, run_folder, source
+from lcm_jax import assembly, build, encoding, exporting, planning, run_folder, source
 from lcm_jax.export import flax_folder
 from lcm_jax.models import flax_file
 from lcm_jax.pipeline import Pipeline
@@ -83,6 +83,14 @@ SPOILED = [
     ({"objective": {}}, {}, "config.objective lacks name"),
     ({}, {"optimizer": {"name": "adam"}}, "unknown optimizer 'adam'"),
     ({}, {"optimizer": {"learning_rate": 1}}, "config.optimizer has no key 'learning_rate'"),
+    ({"seed": -1}, {}, "config.seed is -1: give a whole number of at least 0 and below 2^32"),
+    ({}, {"data": {"batch_size": 0}}, "config.data.batch_size is 0: give a whole number of at least 1"),
+    ({}, {"optimizer": {"rate": -1.0}}, "config.optimizer.rate is -1.0: give a number of at least 0"),
+    ({}, {"optimizer": {"b2": 2.0}}, "config.optimizer.b2 is 2.0: give at least 0 and below 1"),
+    ({}, {"optimizer": {"warmup": -5}}, "config.optimizer.warmup is -5: give a whole number of at least 0"),
+    ({}, {"objective": {"drop": 10.0}}, "drop is 10.0: give the share of captions to leave out, 0 to 1"),
+    ({}, {"objective": {"mu": 1.5}}, "mu is 1.5: give the target's decay, at least 0 and below 1"),
+    ({}, {"objective": {"w_max": float("nan")}}, "a range goes from low to high"),
     ({}, {"optimizer": {"accumulate": 3}}, "config.optimizer.accumulate 3 does not divide batch size 8"),
     ({}, {"average": {"ema": 1}}, "config.average has no key 'ema'"),
     ({}, {"mesh": {"rules": "fsdpp"}}, "fsdpp"),
@@ -220,11 +228,23 @@ def test_weights_of_another_network_are_named(first, tmp_path):
 def test_a_folder_that_is_no_run_is_named(first, tmp_path):
     with pytest.raises(FileNotFoundError, match="student holds no run: give a --run folder of launch.train"):
         run_folder.load(first.student)
+    with pytest.raises(ValueError, match="student is a model, no run: leave --step, --weights and --ema out"):
+        run_folder.pipeline(first.student, 3)
     shutil.copytree(first.student, tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps({"average": {}}))
     with pytest.raises(RuntimeError, match=r"no checkpoint in .*; it has \[\]"):
         run_folder.load(tmp_path / "run")
+
+
+def test_a_run_spoils_no_model_and_no_data(good, first, data, tmp_path):
+    run, exported = build.run(good), exporting.export(first.student, tmp_path / "exported", msgpack=False)
+    for made, file in ((exported, "README.md"), (data.latents, "manifest.json")):
+        shutil.copytree(made, tmp_path / file)
+        was = {path: path.read_bytes() for path in (tmp_path / file).iterdir() if path.is_file()}
+        with pytest.raises(ValueError, match=f"{file} has a {file}, as models and data sets have: give another --run"):
+            run_folder.train(run, tmp_path / file, progress=False)
+        assert was == {path: path.read_bytes() for path in (tmp_path / file).iterdir() if path.is_file()}
 
 
 def test_an_export_replaces_nothing_but_an_export(tmp_path, monkeypatch):

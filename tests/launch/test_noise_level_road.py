@@ -1,5 +1,6 @@
 """Networks of noise levels through the house: trained, drawn from, exported, distilled, tuned, planned."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -437,5 +438,8 @@ def test_a_denoiser_has_no_pairs_to_show(made, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params, made.edm.state.params)
     with pytest.raises(ValueError, match="objective 'edm' compares no two noise levels"):
         telemetry.measure(run, state)
+    captioned = dataclasses.replace(run, config={**run.config, "objective": {"name": "lcd"}})
+    with pytest.raises(ValueError, match="objective 'lcd' compares no two noise levels"):
+        telemetry.measure(captioned, state)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         run_folder.reopen(tmp_path)

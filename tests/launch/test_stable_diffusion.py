@@ -280,7 +280,7 @@ def test_a_list_of_prompts_goes_on_where_it_stopped(sd, tmp_path, monkeypatch):
 
 
 def test_pictures_of_other_settings_are_drawn_anew(sd, pictures, tmp_path, monkeypatch):
-    """What a file of the same name would hide: precision, tiles, what the changed image showed."""
+    """And lie beside those that are there: precision, tiles, what the changed image showed."""
     drawn = []
     call = Pipeline.__call__
     monkeypatch.setattr(Pipeline, "__call__", lambda self, some, **kw: drawn.extend(some) or call(self, some, **kw))
@@ -290,8 +290,8 @@ def test_pictures_of_other_settings_are_drawn_anew(sd, pictures, tmp_path, monke
         """Whether a picture is drawn, and its settings."""
         drawn.clear()
         settings = {"steps": 2, "n": 1, "progress": False, **settings}
-        drawing.draw(Pipeline.load(sd, dtype), ["a red disc"], tmp_path / "out", **settings)
-        (file,) = (tmp_path / "out").glob("000-*.png")
+        sheet, _ = drawing.draw(Pipeline.load(sd, dtype), ["a red disc"], tmp_path / "out", **settings)
+        (file,) = (tmp_path / "out").glob(f"000-*-{sheet.stem.split('-')[-1]}-00.png")
         return len(drawn) == 1, grid.settings(file)
 
     assert draws()[0] and not draws()[0]
@@ -306,6 +306,7 @@ def test_pictures_of_other_settings_are_drawn_anew(sd, pictures, tmp_path, monke
     shutil.copy(pictures / "01.png", moved)
     again, made = draws(image=moved)
     assert again and made["image"] == str(moved)
+    assert not draws()[0] and len(list((tmp_path / "out").glob("000-*.png"))) == 5
 
 
 def test_large_images_are_encoded_in_tiles(sd, monkeypatch):

@@ -12,7 +12,8 @@ import tiny_sd
 from lcm_jax import build, run_folder, synthesizing
 from lcm_jax.data import manifest
 from lcm_jax.data.latent_rows import LatentRows
-from lcm_jax.pipeline import Pipeline, image_keys
+from lcm_jax.image_keys import image_keys
+from lcm_jax.pipeline import Pipeline
 
 CAPTIONS = ["a red disc", "a blue bar", "a green dot", "a white ring", "a red wave"]
 

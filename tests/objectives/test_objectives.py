@@ -103,6 +103,8 @@ def test_unknown_names_and_settings_are_met_with_the_choice():
         ("ect", {"stage_steps": 10, "steps": None, "q": 1.0}, "q is 1.0"),
         ("ect", {"stage_steps": 0, "steps": None}, "stage_steps is 0: give how many updates"),
         ("ect", {"stage_steps": 10, "steps": None, "P_std": 0.0}, "P_std is 0.0: give the spread"),
+        ("cd", {"distance_name": "geman_mcclure", "steps": None}, "delta is 0.0: geman_mcclure divides by its scale"),
+        ("ct", {"distance_name": "cauchy"}, "delta is 0.0: cauchy divides by its scale, give one above 0"),
         ("edm", {"steps": None, "P_std": -1.0}, "P_std is -1.0"),
         ("ict", {"P_std": 0.0}, "P_std is 0.0"),
         ("slct", {"sigma_min": 0.0}, "sigma_min is 0.0: give the grid's lowest noise level"),
@@ -122,6 +124,12 @@ def test_scales_of_noise_levels_are_positive(name):
         for value in (0.0, -0.5):
             with pytest.raises(ValueError, match=f"{setting} is {value}: give .*, above 0, as"):
                 built(name, **{setting: value})
+
+
+def test_the_weight_of_ect_knows_the_std_of_the_data():
+    t = jnp.array([0.1, 1.0, 80.0])
+    found = get("ect", stage_steps=10, weight_name="karras", sigma_data=1.0).weight(t, t / 2)
+    np.testing.assert_allclose(found, 1 / t**2 + 1, rtol=1e-6)
 
 
 def test_a_latent_is_drawn_from_its_posterior_and_scaled():

@@ -56,7 +56,17 @@ def test_a_weight_is_sent_in_the_type_in_which_layers_compute():
     np.testing.assert_array_equal(kernel, (2 * half.astype(jnp.float32)).astype(jnp.bfloat16).astype(jnp.float32))
     whole = jax.jit(read.tree)(placed)["attn1"]["to_q"]["kernel"]  # of what is merged before it is read
     assert whole.dtype == jnp.float32 and whole.is_fully_replicated
-    assert {r.dtype for r in readings(rules.by_tree("fsdp", {}), mesh, "bfloat16").values()} == {"bfloat16"}
+    made = readings(rules.by_tree("fsdp", {}), mesh, "bfloat16")
+    assert {tree: r.dtype for tree, r in made.items()} == {
+        tree: None if tree == "teacher" else "bfloat16" for tree in rules.TREES.values()
+    }
+
+
+def test_a_bias_of_a_map_is_sent_as_it_is():
+    mesh = make_mesh(data=1, fsdp=8)
+    bias = jax.device_put(jnp.ones((SIDE, SIDE)), rules.sharding_of("norm/bias", (SIDE, SIDE), "fsdp", mesh))
+    sent = jax.jit(lambda bias: Reading("fsdp", mesh, "bfloat16")("norm/bias", bias))(bias)
+    assert not bias.is_fully_replicated and sent.is_fully_replicated and sent.dtype == jnp.float32
 
 
 def test_where_nothing_lies_in_parts_nothing_is_done():

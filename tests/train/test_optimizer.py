@@ -128,9 +128,9 @@ def test_unknown_names_are_met_with_the_choice():
 
 @pytest.mark.parametrize("shape", [(24, 16), (3, 3, 8, 16)])
 def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adamw(shape):
-    kernel, bias = jax.random.normal(jax.random.key(0), shape), jnp.arange(1.0, 4.0)
-    params = {"kernel": kernel, "bias": bias}
-    grads = {"kernel": jax.random.normal(jax.random.key(1), shape), "bias": jnp.array([1.0, -2.0, 0.5])}
+    kernel, bias = jax.random.normal(jax.random.key(0), shape), jnp.arange(1.0, 7.0).reshape(3, 2)
+    params = {"kernel": kernel, "bias": bias}  # of a map, as non-scaling LayerNorm's
+    grads = {"kernel": jax.random.normal(jax.random.key(1), shape), "bias": bias - 3.0}
     tx = optimizer("muon", RATE, weight_decay=DECAY)
     updates, _ = tx.update(grads, tx.init(params), params)
     rest = optax.adamw(RATE, weight_decay=DECAY, nesterov=True)
