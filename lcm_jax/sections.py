@@ -22,6 +22,7 @@ from lcm_jax.train.optimizer import SETTINGS as OPTIMIZER_SETTINGS
 from lcm_jax.train.optimizer import UNUSED, learning_rate, optimizer
 
 log = logging.getLogger(__name__)
+AT_LEAST_0, BELOW_1 = ("rate", "final", "eps", "weight_decay"), ("b1", "b2")  # settings of optimisers
 SECTIONS = ("seed", "steps", "data", "model", "objective", "optimizer", "average", "mesh", "loop", "checkpoint")
 AVERAGE_KEYS = ("ema_decay", "ema_power")
 OPTIMIZER_KEYS = ("name", "rate", "schedule", "warmup", "final", "accumulate", *OPTIMIZER_SETTINGS)
@@ -48,21 +49,15 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 def check_numbers(cfg: Mapping[str, Any]) -> None:
     """Raises ValueError for a seed, batch size or setting of the optimiser that means nothing."""
-    opt, decay = cfg["optimizer"], "at least 0 and below 1"
-    whole = lambda value, least: isinstance(value, int) and least <= value < 2**32
-    for name, value, fine, wanted in (
-        ("seed", cfg["seed"], lambda v: whole(v, 0), "a whole number of at least 0 and below 2^32"),
-        ("data.batch_size", cfg["data"]["batch_size"], lambda v: whole(v, 1), "a whole number of at least 1"),
-        ("optimizer.rate", opt["rate"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
-        ("optimizer.warmup", opt.get("warmup", 0), lambda v: whole(v, 0), "a whole number of at least 0"),
-        ("optimizer.final", opt.get("final", 0), lambda v: 0 <= v < math.inf, "a number of at least 0"),
-        ("optimizer.b1", opt.get("b1", 0), lambda v: 0 <= v < 1, decay),
-        ("optimizer.b2", opt.get("b2", 0), lambda v: 0 <= v < 1, decay),
-        ("optimizer.eps", opt.get("eps", 0), lambda v: 0 <= v < math.inf, "a number of at least 0"),
-        ("optimizer.weight_decay", opt.get("weight_decay", 0), lambda v: 0 <= v < math.inf, "a number of at least 0"),
-    ):
-        if not fine(value):
-            raise ValueError(f"config.{name} is {value!r}: give {wanted}")
+    opt = cfg["optimizer"]
+    whole = {"seed": (cfg["seed"], 0), "data.batch_size": (cfg["data"]["batch_size"], 1)}
+    whole["optimizer.warmup"] = (opt.get("warmup", 0), 0)
+    for name, (value, least) in whole.items():
+        if not isinstance(value, int) or not least <= value < 2**32:
+            raise ValueError(f"config.{name} is {value!r}: give a whole number of at least {least} and below 2^32")
+    for name, most in {**dict.fromkeys(AT_LEAST_0, math.inf), **dict.fromkeys(BELOW_1, 1)}.items():
+        if not 0 <= opt.get(name, 0) < most:
+            raise ValueError(f"config.optimizer.{name} is {opt[name]!r}: give a number of at least 0 and below {most}")
 
 
 def build_objective(section: Mapping[str, Any], **given: Any) -> base.Objective:

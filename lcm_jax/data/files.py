@@ -38,6 +38,7 @@ def below(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()  # so that of two links to one folder the same is followed everywhere
         found += [Path(where) / name for name in files]
     return sorted(path for path in found if path.is_file())
 
