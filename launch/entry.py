@@ -1,6 +1,7 @@
 """What every command shares: quiet libraries, one-line errors, flags checked before anything is imported."""
 
 import ctypes
+import glob
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from absl import app, flags
 from lcm_jax import cache
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of mallopt, malloc.h
+ACCELERATORS = ("nvidia[0-9]*", "dxg", "accel[0-9]*", "vfio")  # NVIDIA's, those within Windows, TPUs
 DTYPES = ["float32", "float16", "bfloat16"]
 # Raised with a message for the user.
 WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
@@ -155,6 +157,6 @@ def simulate(devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
 
 
-def accelerated() -> bool:
-    """Whether an accelerator's driver is there to be looked for."""
-    return any(os.path.exists(p) for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio")) or "TPU_NAME" in os.environ
+def accelerated(devices: str = "/dev") -> bool:
+    """Whether an accelerator's driver is there to be looked for; a container may be given any of a machine's."""
+    return any(glob.glob(f"{devices}/{name}") for name in ACCELERATORS) or "TPU_NAME" in os.environ

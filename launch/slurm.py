@@ -58,9 +58,9 @@ def script(
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in asked),
-        "set -u",
         f"cd {shlex.quote(os.getcwd())}",
         *setup,
+        "set -u",  # which scripts that are sourced there may not be written for
         'nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))',
         f'export JAX_COORDINATOR_ADDRESS="${{nodes[0]}}:{port}"',  # number and count of a process are srun's
         f"export LCM_JAX_STOPPED_STATUS={STOPPED}",

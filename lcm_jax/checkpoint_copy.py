@@ -22,7 +22,8 @@ class CheckpointCopies:
 
     def __init__(self, store: Store, folder: Path, found: Iterable[str]):
         self._store, self._folder = store, folder
-        self._there = whole_steps(found)
+        # A step that is written again, after one that could not be read was set aside, has another folder.
+        self._there = {step: _folder_of(folder / str(step)) for step in whole_steps(found)}
         started = {name.split("/")[1] for name in found if name.startswith(CHECKPOINTS + "/") and name.count("/") > 1}
         for step in started - set(map(str, self._there)):
             self._remove(step)
@@ -30,8 +31,10 @@ class CheckpointCopies:
     def send(self) -> None:
         """Sends the steps that are finished here, removes those that are here no longer."""
         # A step's folder is given its number when orbax has finished it.
-        here = {int(path.name) for path in self._folder.glob("*") if path.name.isdigit()}
-        for step in sorted(here - self._there):
+        here = {int(path.name): _folder_of(path) for path in self._folder.glob("*") if path.name.isdigit()}
+        for step in sorted(step for step in here if here[step] != self._there.get(step)):
+            if step in self._there:
+                self._forget(step)
             try:
                 for path in sorted(path for path in (self._folder / str(step)).rglob("*") if path.is_file()):
                     self._store.put(path, f"{CHECKPOINTS}/{path.relative_to(self._folder).as_posix()}")
@@ -39,13 +42,21 @@ class CheckpointCopies:
                 self._remove(str(step))
                 continue
             self._store.write(f"{CHECKPOINTS}/{step}{SENT}", b"")
-            self._there.add(step)
-        for step in sorted(self._there - here):
-            self._store.remove(f"{CHECKPOINTS}/{step}{SENT}")
-            self._remove(str(step))
-            self._there.discard(step)
+            self._there[step] = here[step]
+        for step in sorted(self._there.keys() - here.keys()):
+            self._forget(step)
+
+    def _forget(self, step: int) -> None:
+        self._store.remove(f"{CHECKPOINTS}/{step}{SENT}")
+        self._remove(str(step))
+        del self._there[step]
 
     def _remove(self, step: str) -> None:
         for name in self._store.list():
             if name.startswith(f"{CHECKPOINTS}/{step}/"):
                 self._store.remove(name)
+
+
+def _folder_of(path: Path) -> int | None:
+    """What tells a folder from another that had its name before; None for none."""
+    return path.stat().st_ino if path.is_dir() else None

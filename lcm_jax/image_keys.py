@@ -23,6 +23,7 @@ def firsts(prompts: Sequence[str], n: int) -> list[int]:
 
 def root_key(seed: int) -> PRNGKeyArray:
     """The key of a seed of up to 64 bits; ValueError beyond."""
+    seed = int(seed)  # of any of numpy's types
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {seed}: give a whole number of at most 64 bits")
     low, high = seed % 2**32, seed // 2**32 % 2**32

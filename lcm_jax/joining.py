@@ -27,13 +27,18 @@ def joined(
     """Within it, jax knows the devices of all processes of the run; a process that stands alone changes nothing.
 
     Process `index` of `count`; the first one listens at `coordinator`, "host:port". What is None is read from
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or found by jax in Slurm, Open MPI or Cloud TPU. Where
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or found by jax in Slurm, Open MPI 4 or Cloud TPU. Where
     not all have joined after `timeout` seconds (300) the process ends with a line that says so: jax itself would abort.
-    Raises ValueError for settings that make no sense.
+    Raises ValueError for settings that make no sense, and for one of several processes that cannot find the others.
     """
     env = os.environ
     coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and (index, count) == (None, None) and not in_cluster(env):
+        if (told := told_count(env)) > 1:
+            raise ValueError(
+                f"this is one of {told} processes, and where the first one listens is not known: give --coordinator "
+                "host:port, or set JAX_COORDINATOR_ADDRESS"
+            )
         yield
         return
     if coordinator is not None:

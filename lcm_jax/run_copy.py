@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import jax
 
 from lcm_jax.checkpoint_copy import CHECKPOINTS, CheckpointCopies, whole_steps
 from lcm_jax.data.store import PARTIAL, Store, Stored, StoreError, cache_folder, is_url, locked, scheme
+from lcm_jax.sections import fixed
+from lcm_jax.settings import differences
 
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
@@ -125,14 +127,19 @@ class StoredPlace(Place):
                 "--run, or train as one process"
             )
         super().__init__(cache_folder("runs", self._store.url, f"process {jax.process_index()}"))
-        shutil.rmtree(self.here, ignore_errors=True)
-        self.here.mkdir(parents=True)
         found = self._store.list()
         steps = set() if direct else whole_steps(found)
+        aside = self.here.with_name(f"{self.here.name}, not sent")
+        if not direct and newer(self.here, steps):
+            shutil.rmtree(aside, ignore_errors=True)
+            self.here.rename(aside)
+        shutil.rmtree(self.here, ignore_errors=True)
+        self.here.mkdir(parents=True)
         above = {name for name in found if "/" not in name and name.endswith(RECORDS)}
         of_checkpoints = {name for name in found if name.startswith(CHECKPOINTS + "/") and of_steps(name, steps)}
         bring(self._store, self.here, {name: found[name] for name in above | of_checkpoints}, run=True)
         self._sent = {path: _stamp(path) for path in self._files()}
+        take_up(aside, self.here, steps)
         self._copies = None if direct else CheckpointCopies(self._store, self.here / CHECKPOINTS, found)
         self._first = jax.process_index() == 0
         self._sending, self._over = threading.Lock(), threading.Event()
@@ -181,6 +188,28 @@ class StoredPlace(Place):
         found = sorted(path for path in self.here.rglob("*") if path.is_file() and not path.name.startswith("."))
         kept = [path for path in found if path.relative_to(self.here).parts[0] != CHECKPOINTS]
         return [path for path in kept if path.suffix not in (PARTIAL, ".tmp")]
+
+
+def newer(copy: Path, steps: Collection[int]) -> list[Path]:
+    """The finished checkpoints of a copy that are newer than all `steps`, which the store has."""
+    found = sorted(int(path.name) for path in (copy / CHECKPOINTS).glob("*") if path.name.isdigit())
+    return [copy / CHECKPOINTS / str(step) for step in found if step > max(steps, default=-1)]
+
+
+def take_up(aside: Path, copy: Path, steps: Collection[int]) -> None:
+    """Moves into a copy the newer checkpoints of the same run that an earlier life wrote and could not send."""
+    kept = newer(aside, steps)
+    if not kept or not all((where / CONFIG).is_file() for where in (aside, copy)):  # a run begins with its config
+        return
+    told = f"checkpoints {', '.join(path.name for path in kept)}, which could not be sent before"
+    if differences(*(fixed(json.loads((where / CONFIG).read_text())) for where in (copy, aside))):
+        log.warning("%s holds %s, of another config than the store's: they are left there", aside, told)
+        return
+    log.warning("going on with %s", told)
+    (copy / CHECKPOINTS).mkdir(exist_ok=True)
+    for path in kept:
+        path.rename(copy / CHECKPOINTS / path.name)
+    shutil.rmtree(aside)
 
 
 def opened(where: str | os.PathLike) -> Place:

@@ -12,12 +12,12 @@ from lcm_jax.data import manifest
 from lcm_jax.export.new_folder import CARD
 from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.run_copy import CONFIG, Place
+from lcm_jax.sections import fixed
 from lcm_jax.settings import differences
 from lcm_jax.source import on_host, text_networks
 from lcm_jax.weights import diffusers_folder, folder
 
-FINISHED = (CARD, diffusers_folder.INDEX, manifest.FILE)  # files of folders that are no runs
-FREE = ("steps", "loop", "checkpoint", "mesh")  # sections that may change when a run goes on
+CURRICULUM = "objective.steps "  # how a difference in its length begins
 
 
 def open_folder(run: Run, place: Place) -> None:
@@ -28,14 +28,13 @@ def open_folder(run: Run, place: Place) -> None:
         raise ValueError("the processes were given different configs: start each with the same command")
     config = where / CONFIG
     new = not config.exists()
-    if new and (made := [name for name in FINISHED if (where / name).exists()]):
-        raise ValueError(f"{where} has a {made[0]}, as models and data sets have: give another --run, to keep them")
+    if new and (found := finished(place)):
+        raise ValueError(f"{where} has a {found}, as models and data sets have: give another --run, to keep them")
     if not new:
         before, now = json.loads(config.read_text()), json.loads(told)
-        fixed = lambda config: {k: v for k, v in config.items() if k not in FREE}
         if differ := differences(fixed(before), fixed(now)):
-            length = before["objective"].get("steps")  # of a curriculum that is not given goes with the run's
-            kept = f" (--config.objective.steps={length})" if any("objective.steps " in d for d in differ) else ""
+            length = before.get("objective", {}).get("steps")  # a curriculum's; where not given, the run's steps
+            kept = f" (--config.objective.steps={length})" if length and differ[0].startswith(CURRICULUM) else ""
             raise ValueError(
                 f"{where} holds a run whose config differs in {', '.join(differ)}: choose another --run, "
                 f"or give the same config to go on{kept}"
@@ -48,6 +47,12 @@ def open_folder(run: Run, place: Place) -> None:
     on_all(True)  # the first process has written
     if not on_all(place.has(CONFIG)):
         raise ValueError(f"{where} is not the same folder for every process: give a --run on storage that all share")
+
+
+def finished(place: Place) -> str | None:
+    """The file by which a folder is a model or a data set that was finished; None for others."""
+    exported = (folder.DESCRIPTION,) if place.has(CARD) else ()  # a run's, too, has a description
+    return next((name for name in (diffusers_folder.INDEX, manifest.FILE, *exported) if place.has(name)), None)
 
 
 def write_description(run: Run, where: Path) -> None:

@@ -22,6 +22,7 @@ from lcm_jax.train.optimizer import SETTINGS as OPTIMIZER_SETTINGS
 from lcm_jax.train.optimizer import UNUSED, learning_rate, optimizer
 
 log = logging.getLogger(__name__)
+FREE = ("steps", "loop", "checkpoint", "mesh")  # that may change when a run goes on
 AT_LEAST_0, BELOW_1 = ("rate", "final", "eps", "weight_decay"), ("b1", "b2")  # settings of optimisers
 SECTIONS = ("seed", "steps", "data", "model", "objective", "optimizer", "average", "mesh", "loop", "checkpoint")
 AVERAGE_KEYS = ("ema_decay", "ema_power")
@@ -47,6 +48,11 @@ def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return cfg
 
 
+def fixed(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config stays as it is when a run goes on."""
+    return {section: value for section, value in cfg.items() if section not in FREE}
+
+
 def check_numbers(cfg: Mapping[str, Any]) -> None:
     """Raises ValueError for a seed, batch size or setting of the optimiser that means nothing."""
     opt = cfg["optimizer"]
@@ -56,7 +62,7 @@ def check_numbers(cfg: Mapping[str, Any]) -> None:
         if not isinstance(value, int) or not least <= value < 2**32:
             raise ValueError(f"config.{name} is {value!r}: give a whole number of at least {least} and below 2^32")
     for name, most in {**dict.fromkeys(AT_LEAST_0, math.inf), **dict.fromkeys(BELOW_1, 1)}.items():
-        if not 0 <= opt.get(name, 0) < most:
+        if opt.get(name) is not None and not 0 <= opt[name] < most:
             raise ValueError(f"config.optimizer.{name} is {opt[name]!r}: give a number of at least 0 and below {most}")
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+ABSENT = object()  # unlike None, which a key may have
+
 
 def call(function: Callable[..., Any], section: str, settings: Mapping[str, Any], **given: Any) -> Any:
     """function(**settings, **given).
@@ -34,5 +36,6 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """What a config says otherwise than one before, key by key: "seed (was 0, is 1)"."""
     if isinstance(before, dict) and isinstance(now, dict):
         below = f"{name}." if name else ""
-        return [d for k in {**before, **now} for d in differences(before.get(k), now.get(k), f"{below}{k}")]
-    return [] if before == now else [f"{name} (was {json.dumps(before)}, is {json.dumps(now)})"]
+        return [d for k in {**before, **now} for d in differences(before.get(k, ABSENT), now.get(k, ABSENT), below + k)]
+    shown = lambda value: "not there" if value is ABSENT else json.dumps(value)
+    return [] if before == now else [f"{name} (was {shown(before)}, is {shown(now)})"]

@@ -30,16 +30,20 @@ def found(folder: str | Path | Sequence[str | Path], endings: Sequence[str]) -> 
 
 
 def below(folder: Path) -> list[Path]:
-    """All files in a folder and in those inside it, sorted; links to folders are followed, each folder once."""
-    found, seen = [], set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()  # so that of two links to one folder the same is followed everywhere
-        found += [Path(where) / name for name in files]
+    """All files in a folder and in those inside it, sorted; links lead to folders that are not inside it, each once."""
+    found, seen, todo = [], set(), [folder]
+    while todo:
+        links = []
+        for start in todo:
+            for where, folders, files in os.walk(start):
+                real = os.path.realpath(where)
+                if real in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                found += [Path(where) / name for name in files]
+                links += [path for path in (Path(where) / name for name in folders) if path.is_symlink()]
+        todo = sorted(links)
     return sorted(path for path in found if path.is_file())
 
 

@@ -64,7 +64,8 @@ def _example(
         raise ValueError(f"{key} in {folder}: tags are {tags!r}; write a list, or words")
     tags = tuple(tags.split()) if isinstance(tags, str) else tuple(map(str, tags))
     load = partial(look.decode, folder / key)
-    return Example(key, one_line(caption), load, group, split, tags, label)
+    caption = one_line(caption if isinstance(caption, str | list) else str(caption))
+    return Example(key, caption, load, group, split, tags, label)
 
 
 def _metadata(folder: Path) -> list[dict]:

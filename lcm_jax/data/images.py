@@ -54,10 +54,11 @@ class Look:
         try:
             with Image.open(source) as image:
                 image.load()
+                deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
                 image = ImageOps.exif_transpose(image)
-                if image.mode in ("I", "F"):
+                if not deep and image.mode in ("I", "F"):
                     raise ValueError("its pixels are of 32 bits, in no known range: save it with 8 or 16")
-                if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+                if deep:  # Pillow would cut 16 bits off at 255
                     image = Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))
                 if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                     image = image.convert("RGBA")

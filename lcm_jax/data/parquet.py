@@ -38,7 +38,8 @@ def examples(
     `template`. Column `label` (by default one of that name) holds class labels, numbers or names; columns `group`,
     `split` and `tags` are read where they are. Keys are FILE/ROW. Captions are
     held, images are read a row group at a time. Where files are named or foldered as splits (train, test, validation),
-    the rows of all but train are held out, and no others. A file that cannot be read is left out and reported.
+    the rows of all but train are held out, and no others; with `heldout` 0 none are. A file that cannot be read is left
+    out and reported.
     Raises ModuleNotFoundError without pyarrow, FileNotFoundError when there are no files, and ValueError,
     naming the file and its columns, when one is missing or of another type.
     """
@@ -46,7 +47,7 @@ def examples(
     paths = [p for p in files.found(folder, (".parquet", ".arrow")) if not p.name.startswith("cache-")]
     found, damage, groups, classes = [], [], Groups(), ()
     named = files.names(paths)
-    splits = own_splits(named)
+    splits = own_splits(named) if heldout else {}
     for path, name in zip(paths, named, strict=True):
         try:
             table = Table(path)
@@ -82,10 +83,9 @@ def examples(
 
 def own_splits(names: Sequence[str]) -> dict[str, str]:
     """The split of each file by `datasets`' names, test/data-00000 or test-00000-of-00001; none where one is alone."""
-    word = lambda name: {part.split("-")[0].lower() for part in name.split("/")}
-    held = {name for name in names if word(name) & HELD_OUT}
-    trained = {name for name in names if TRAIN in word(name)} - held
-    return {name: HELDOUT if name in held else TRAIN for name in names} if held and trained else {}
+    words = {name: {part.split("-")[0].lower() for part in name.split("/")} for name in names}
+    both = any(TRAIN in said for said in words.values()) and any(said & HELD_OUT for said in words.values())
+    return {name: TRAIN if TRAIN in said else HELDOUT for name, said in words.items()} if both else {}
 
 
 class Table:

@@ -55,6 +55,9 @@ IGNORED = (
     r"v_pred|ztsnr",
 )
 _IGNORED_IN = {
+    # CLIP's projection, of which these families' text states know nothing.
+    "sd1": (r"cond_stage_model\.(transformer\.)?text_projection(\.weight)?",),
+    "sdxl": (r"conditioner\.embedders\.0\.(transformer\.)?text_projection(\.weight)?",),
     "sd2": (r"cond_stage_model\.model\.text_projection", r"cond_stage_model\.model\.transformer\.resblocks\.23\..*")
 }
 _FOREIGN = {  # how a name begins: what it belongs to

@@ -30,9 +30,10 @@ Alpha = int | float | Mapping[str, int | float]
 NAMINGS = ("peft", "kohya", "kohya_ldm")
 _PREFIXES = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}  # kohya's, ours
 _KOHYA = re.compile(r"lora_(?P<net>unet|te|te1|te2)_(?P<name>[^.]+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")
+_COMFY = re.compile(r"diffusion_model\.(?P<name>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")  # of kohya_ldm
 _DOTTED = re.compile(
     r"(?:(?P<net>unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(?P<name>.+?)"
-    r"(?:(?:\.lora_(?P<ab>[AB])|[._]lora\.(?P<du>down|up)|\.lora_linear_layer\.(?P<te>down|up))\.weight|\.alpha)"
+    r"(?:(?:\.lora_(?P<ab>[AB])(?:\.default)?|[._]lora[._](?P<du>down|up)|\.lora_linear_layer\.(?P<te>down|up))\.weight|\.alpha)"
 )
 _PARTS = {"A": "down", "B": "up", "lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 _REFUSED = {
@@ -66,9 +67,9 @@ def detect(keys: Iterable[str]) -> str:
     for kind, pattern in _REFUSED.items():
         if found := [key for key in keys if re.search(pattern, key)]:
             raise ValueError(f"{len(found)} of {len(keys)} keys are {kind}, which is not supported: {some(found)}")
-    kohya = [match for key in keys if (match := _KOHYA.fullmatch(key))]
-    dotted = [key for key in keys if not _KOHYA.fullmatch(key) and _DOTTED.fullmatch(key)]
-    if other := [key for key in keys if not _KOHYA.fullmatch(key) and not _DOTTED.fullmatch(key)]:
+    kohya = [match for key in keys if (match := _kohya(key))]
+    dotted = [key for key in keys if not _kohya(key) and _DOTTED.fullmatch(key)]
+    if other := [key for key in keys if not _kohya(key) and not _DOTTED.fullmatch(key)]:
         raise ValueError(f"{len(other)} of {len(keys)} keys are no LoRA's in any naming of {NAMINGS}: {some(other)}")
     if not keys:
         raise ValueError("no keys: the file is empty")
@@ -78,6 +79,13 @@ def detect(keys: Iterable[str]) -> str:
         return "peft"
     ldm = any(match["net"] == "unet" and _LDM.match(match["name"]) for match in kohya)
     return "kohya_ldm" if ldm else "kohya"
+
+
+def _kohya(key: str) -> re.Match[str] | None:
+    """A key in kohya's naming, or in ComfyUI's, which has the points of the first code's names."""
+    if comfy := _COMFY.fullmatch(key):
+        key = f"lora_unet_{comfy['name'].replace('.', '_')}.{comfy['part']}"
+    return _KOHYA.fullmatch(key)
 
 
 def module_names(tree: Tree, naming: str) -> dict[Module, str]:
@@ -171,7 +179,7 @@ def _sorted_out(keys: Iterable[str], naming: str) -> dict[str, dict[str, dict[st
             name = match["name"].replace(".processor.", ".")
             part = match["ab"] or match["du"] or match["te"] or "alpha"
         else:
-            match = _KOHYA.fullmatch(key)
+            match = _kohya(key)
             net, name, part = _PREFIXES[match["net"]], match["name"], match["part"]
         parts = found.setdefault(net, {}).setdefault(name, {})
         part = _PARTS.get(part, part)

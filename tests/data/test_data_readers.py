@@ -126,13 +126,13 @@ def test_folder_with_csv_and_with_sidecars(tmp_path):
 def test_folder_with_texts_of_other_programs(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         save(tmp_path / name)
-    rows = [{"file_name": "./a.png", "text": ["one\u2028two", "three"]}, {"file_name": "b.png", "text": "b"}]
+    rows = [{"file_name": "./a.png", "text": ["one\u2028two", "three"]}, {"file_name": "b.png", "text": 7}]
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "metadata.jsonl").write_bytes(f"\ufeff{lines}".encode())
     (tmp_path / "c.txt").write_bytes("\ufeffa cat\r\n".encode())
     assert [(e.key, e.caption) for e in image_folder.examples(tmp_path)] == [
         ("a.png", "one two"),
-        ("b.png", "b"),
+        ("b.png", "7"),
         ("c.png", "a cat"),
     ]
     (tmp_path / "c.txt").write_bytes("café".encode("latin-1"))
@@ -151,7 +151,10 @@ def test_folders_that_are_links_are_read_once(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
-    assert [e.key for e in image_folder.examples(tmp_path / "set")] == ["linked/a.png"]
+    (tmp_path / "set" / "v2").mkdir()
+    save(tmp_path / "set" / "v2" / "b.png")
+    (tmp_path / "set" / "latest").symlink_to(tmp_path / "set" / "v2")  # sorts before what it leads to
+    assert [e.key for e in image_folder.examples(tmp_path / "set")] == ["linked/a.png", "v2/b.png"]
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -159,6 +162,11 @@ def test_pixels_in_no_known_range_are_refused(tmp_path, mode):
     Image.new(mode, (4, 4), 1).save(tmp_path / "a.tiff")
     with pytest.raises(ValueError, match=r"a\.tiff cannot be read \(its pixels are of 32 bits.*\)"):
         images.PLAIN.decode(tmp_path / "a.tiff")
+
+
+def test_sixteen_bits_of_a_pgm_are_brought_to_eight(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + np.array([257, 65535], ">u2").tobytes())
+    assert images.PLAIN.decode(tmp_path / "a.pgm")[0, :, 0].tolist() == [1, 255]
 
 
 def test_what_is_held_out_is_a_share(tmp_path):

@@ -53,6 +53,9 @@ def test_files_named_as_splits_are_these(tmp_path):
     splits = lambda folder: [e.split for e in parquet.examples(tmp_path / folder)]
     assert splits("hub") == ["heldout"] * 20 + ["train"] * 20 + ["heldout"] * 20
     assert splits("disk") == ["heldout"] * 20 + ["train"] * 20
+    assert {e.split for e in parquet.examples(tmp_path / "disk", heldout=0.0)} == {"train"}
+    write(tmp_path / "disk" / "validation_matched" / "data-00000.parquet", columns(20))
+    assert splits("disk") == ["heldout"] * 20 + ["train"] * 20 + ["heldout"] * 20
     assert set(splits("alone")) == {"train", "heldout"}
 
 

@@ -32,7 +32,8 @@ def printed(name, *arguments):
 
 @pytest.fixture(scope="module")
 def script():
-    return printed("slurm", "--nodes=3", "--gpus=4", "--setup=export READY=1", "--sbatch=--partition=gpu")
+    setup = "--setup=export READY=1${NOT_SET}"  # as scripts of clusters are written
+    return printed("slurm", "--nodes=3", "--gpus=4", setup, "--sbatch=--partition=gpu")
 
 
 def test_slurm_is_asked_for_one_process_a_node(script):

@@ -112,3 +112,15 @@ print(faults() - before)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout) < 100) == keeps  # four times 32,768 pages else; fewer where pages are huge
+
+
+def test_any_accelerator_of_a_machine_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    for count, name in enumerate(("nvidia3", "dxg", "accel1", "vfio")):
+        devices = tmp_path / str(count)
+        devices.mkdir()
+        (devices / "null").touch()
+        (devices / "nvidiactl").touch()  # is there without a GPU, too
+        assert not entry.accelerated(str(devices))
+        (devices / name).touch()
+        assert entry.accelerated(str(devices))

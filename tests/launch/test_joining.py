@@ -48,6 +48,8 @@ def test_who_is_missing_is_said_in_one_line_within_the_time(tmp_path):
         ({"coordinator": "h:1"}, {"JAX_PROCESS_ID": "0"}, "no --process_count: give it, or set JAX_NUM_PROCESSES"),
         ({}, {"JAX_COORDINATOR_ADDRESS": "h:1", "SLURM_PROCID": "x"}, "--process_id: 'x' is no whole number"),
         ({"index": 0}, {}, "need --coordinator host:port"),
+        ({}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, "one of 2 processes, and where the first one listens"),
+        ({}, {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, "one of 4 processes, .* --coordinator"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, env, words, monkeypatch):

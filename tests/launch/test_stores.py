@@ -18,7 +18,7 @@ import tiny
 from store_emulators import Faults, amazon, google
 
 from launch import entry
-from lcm_jax import build, captions, joining, run_copy, run_folder
+from lcm_jax import build, captions, exporting, joining, run_copy, run_folder
 from lcm_jax.assess import watching
 from lcm_jax.checkpoint_copy import CheckpointCopies, whole_steps
 from lcm_jax.data import latent_copy, manifest
@@ -176,6 +176,48 @@ def test_what_changes_is_sent_by_and_by(store, machine, monkeypatch, caplog):
     assert {path.name for path in again.iterdir()} == {run_copy.ORIGIN, "config.json", "lives.jsonl"}
 
 
+def test_checkpoints_that_could_not_be_sent_are_gone_on_with(store, monkeypatch, caplog):
+    """What a life leaves whose credentials ran out: the store has less than the disk."""
+    if store.scheme == "gs":
+        pytest.skip("checkpoints are written to gs:// itself")
+    url, config = f"{store.url}/runs/unsent", {"seed": 0, "steps": 2}
+    kept = lambda copy: sorted(path.name for path in (copy / "checkpoints").glob("*"))
+
+    def life(steps, config):
+        place = run_copy.opened(url)
+        (place.here / "config.json").write_text(json.dumps(config))
+        for step in steps:
+            (place.here / "checkpoints" / str(step)).mkdir(parents=True)
+            (place.here / "checkpoints" / str(step) / "state").write_text(str(step))
+        return place
+
+    with life([1], config):
+        pass
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="no more"):
+
+        def refused(*given):
+            raise StoreError("no more")
+
+        patch.setattr(Store, "put", refused)
+        with life([2, 3], config | {"steps": 4}):  # a longer run is the same
+            pass
+    assert whole_steps(Store(url).list()) == {1}
+    with run_copy.opened(url) as place:
+        assert kept(place.here) == ["1", "2", "3"] and "going on with checkpoints 2, 3" in caplog.text
+    assert whole_steps(Store(url).list()) == {1, 2, 3} and Store(url).read("checkpoints/3/state") == b"3"
+    (place.here / "checkpoints" / "4").mkdir()
+    (place.here / "config.json").write_text(json.dumps(config | {"seed": 1}))  # another run's
+    again = run_copy.opened(url).here
+    assert kept(again) == ["1", "2", "3"] and "checkpoints 4, which could not be sent before, of another" in caplog.text
+    assert kept(again.with_name(f"{again.name}, not sent")) == ["1", "2", "3", "4"]
+
+
+def test_a_run_is_not_begun_in_a_model_on_a_store(store, data, first):
+    url = copied(exporting.export(first.teacher, data.root / store.scheme, msgpack=False), f"{store.url}/models/whole")
+    with pytest.raises(ValueError, match="has a model.json, as models and data sets have"):
+        run_folder.train(build.run(diffusion(first, data.latents, 1)), url, progress=False)
+
+
 def failing_once(put):
     """Store.put that fails when it is first called."""
     left = [StoreError("the store is tired")]
@@ -213,6 +255,11 @@ def test_checkpoints_are_sent_whole_and_half_ones_count_for_nothing(store, tmp_p
     finished(3)
     copies.send()
     assert steps() == ["2", "2.sent", "3", "3.sent"] and there.read("checkpoints/3/state/manifest") == b"3"
+    (tmp_path / "3").rename(tmp_path / "3.unreadable")
+    finished(3)
+    (tmp_path / "3" / "state" / "manifest").write_text("written again")
+    copies.send()
+    assert there.read("checkpoints/3/state/manifest") == b"written again" and whole_steps(there.list()) == {2, 3}
     there.remove("checkpoints/3.sent")  # as if the process had been killed before
     assert whole_steps(there.list()) == {2}
     CheckpointCopies(there, tmp_path, there.list())

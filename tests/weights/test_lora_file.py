@@ -151,6 +151,10 @@ REAL = [
         "text_encoder_2.encoder.layers.31.mlp.fc1.lora_A",
         "text_encoder_2/text_model/encoder/layers/31/mlp/fc1",
     ),
+    # peft's with the adapter's name, kohya's halves with points, and ComfyUI's
+    (SD15, "unet.mid_block.resnets.0.time_emb_proj.lora_A.default", "unet/mid_block/resnets/0/time_emb_proj"),
+    (SD15, "unet.down_blocks.0.downsamplers.0.conv.lora_down", "unet/down_blocks/0/downsamplers/0/conv"),
+    (SDXL, "diffusion_model.middle_block.1.proj_out", "unet/mid_block/attentions/0/proj_out"),
 ]
 
 
@@ -158,12 +162,12 @@ REAL = [
 def test_names_of_public_files_find_their_modules(tmp_path, trees, name, meant):
     net, *module = meant.split("/")
     kernel = flatten(trees[net])[(*module, "kernel")]
-    if name.startswith("lora_"):
+    if name.startswith(("lora_", "diffusion_model.")):
         tensors = tensors_of(name, module, kernel, "kohya") | {f"{name}.alpha": np.array(8, np.float16)}
         alpha = 8.0
     else:
         down, up = tensors_of(name, module, kernel, "peft").values()
-        halves = {"lora_A": "lora_B", "down": "up"}
+        halves = {"lora_A": "lora_B", "lora_A.default": "lora_B.default", "down": "up"}
         end = next(half for half in halves if name.endswith(half))
         tensors = {f"{name}.weight": down, f"{name.removesuffix(end)}{halves[end]}.weight": up}
         alpha = 2.0  # none given: the rank

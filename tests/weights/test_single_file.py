@@ -315,6 +315,16 @@ def test_what_no_network_has_is_written_and_passed_over(tmp_path):
     same({key: stored[key] for key in extra}, {key: np.asarray(value) for key, value in extra.items()})
 
 
+@pytest.mark.parametrize("family, encoder", [("sd1", "cond_stage_model"), ("sdxl", "conditioner.embedders.0")])
+@pytest.mark.parametrize("name", ["text_projection", "transformer.text_projection.weight"])
+def test_a_projection_that_is_not_read_is_passed_over(family, encoder, name, tmp_path):
+    parts, extra = tensors(family), {f"{encoder}.{name}": np.ones((8, 8), np.float16)}
+    write(tmp_path / "m.safetensors", parts, family, extra, {})
+    file = SingleFile(tmp_path / "m.safetensors")
+    for part, wanted in parts.items():
+        same(file[part], wanted)
+
+
 def test_names_of_older_writers_are_read(written, tmp_path):
     """Without "text_model." (models derived from NovelAI's); a text projection saved as a linear map's weight."""
     family, parts, path = written
