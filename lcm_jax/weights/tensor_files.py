@@ -128,7 +128,11 @@ def open_tensors(
     here = sorted(path.name for path in folder.iterdir())
     named = re.compile(rf"(?:{stem}|{pickled})(?:-\d+-of-\d+)?\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
     there = sorted({match[1] for name in here if (match := named.fullmatch(name))})
-    choice = f"--variant {there[0]} reads what is there (config.model.variant of a run)" if there else "download them"
+    choice = "download them"
+    if there:
+        choice = f"--variant {there[0]} reads what is there (config.model.variant of a run)"
+    elif variant is None:
+        choice += "; those of a model that was published in half precision alone are had by --variant fp16"
     raise FileNotFoundError(f"{folder} holds none of {', '.join(ways)}, but {some(here) or 'nothing'}: {choice}")
 
 

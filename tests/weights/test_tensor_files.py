@@ -95,7 +95,7 @@ def test_a_variant_takes_no_other(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*/unet, where"):
         open_tensors(tmp_path / "unet")
-    with pytest.raises(FileNotFoundError, match="but nothing"):
+    with pytest.raises(FileNotFoundError, match="but nothing: download them; .* by --variant fp16"):
         open_tensors(tmp_path)
 
 
