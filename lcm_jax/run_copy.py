@@ -1,5 +1,6 @@
 """A folder on an object store as one of this machine: copied here to be read, or worked in and sent back."""
 
+import itertools
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 
-from lcm_jax.checkpoint_copy import CHECKPOINTS, CheckpointCopies, whole_steps
+from lcm_jax.checkpoint_copy import CHECKPOINTS, CheckpointCopies, sent_steps, whole_steps
 from lcm_jax.data.store import PARTIAL, Store, Stored, StoreError, cache_folder, is_url, locked, scheme
 from lcm_jax.sections import fixed
 from lcm_jax.settings import differences
@@ -129,17 +130,15 @@ class StoredPlace(Place):
         super().__init__(cache_folder("runs", self._store.url, f"process {jax.process_index()}"))
         found = self._store.list()
         steps = set() if direct else whole_steps(found)
-        aside = self.here.with_name(f"{self.here.name}, not sent")
-        if not direct and newer(self.here, steps):
-            shutil.rmtree(aside, ignore_errors=True)
-            self.here.rename(aside)
+        aside = None if direct or not unsent(self.here, steps) else set_aside(self.here)
         shutil.rmtree(self.here, ignore_errors=True)
         self.here.mkdir(parents=True)
         above = {name for name in found if "/" not in name and name.endswith(RECORDS)}
         of_checkpoints = {name for name in found if name.startswith(CHECKPOINTS + "/") and of_steps(name, steps)}
         bring(self._store, self.here, {name: found[name] for name in above | of_checkpoints}, run=True)
         self._sent = {path: _stamp(path) for path in self._files()}
-        take_up(aside, self.here, steps)
+        if aside is not None:
+            take_up(aside, self.here, steps)
         self._copies = None if direct else CheckpointCopies(self._store, self.here / CHECKPOINTS, found)
         self._first = jax.process_index() == 0
         self._sending, self._over = threading.Lock(), threading.Event()
@@ -190,25 +189,32 @@ class StoredPlace(Place):
         return [path for path in kept if path.suffix not in (PARTIAL, ".tmp")]
 
 
-def newer(copy: Path, steps: Collection[int]) -> list[Path]:
-    """The finished checkpoints of a copy that are newer than all `steps`, which the store has."""
-    found = sorted(int(path.name) for path in (copy / CHECKPOINTS).glob("*") if path.name.isdigit())
-    return [copy / CHECKPOINTS / str(step) for step in found if step > max(steps, default=-1)]
+def unsent(copy: Path, steps: Collection[int]) -> list[Path]:
+    """The finished checkpoints of a copy that never were on the store and are newer than all `steps`, which it has."""
+    checkpoints = copy / CHECKPOINTS
+    found = {int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()} - sent_steps(checkpoints)
+    return [checkpoints / str(step) for step in sorted(found) if step > max(steps, default=-1)]
+
+
+def set_aside(copy: Path) -> Path:
+    """Renames a copy; the new name is no other's."""
+    names = (copy.with_name(f"{copy.name}, not sent {number}") for number in itertools.count(1))
+    return copy.rename(next(name for name in names if not name.exists()))
 
 
 def take_up(aside: Path, copy: Path, steps: Collection[int]) -> None:
-    """Moves into a copy the newer checkpoints of the same run that an earlier life wrote and could not send."""
-    kept = newer(aside, steps)
-    if not kept or not all((where / CONFIG).is_file() for where in (aside, copy)):  # a run begins with its config
-        return
+    """Moves into a copy what an earlier life of the same run wrote and could not send, for it to go on from there."""
+    kept = unsent(aside, steps)
     told = f"checkpoints {', '.join(path.name for path in kept)}, which could not be sent before"
-    if differences(*(fixed(json.loads((where / CONFIG).read_text())) for where in (copy, aside))):
-        log.warning("%s holds %s, of another config than the store's: they are left there", aside, told)
+    configs = [where / CONFIG for where in (aside, copy)]
+    if not all(path.is_file() for path in configs) or differences(*(fixed(json.loads(p.read_text())) for p in configs)):
+        log.warning("%s holds %s, of another run than the store's: they are left there", aside, told)
         return
     log.warning("going on with %s", told)
     (copy / CHECKPOINTS).mkdir(exist_ok=True)
     for path in kept:
         path.rename(copy / CHECKPOINTS / path.name)
+    shutil.copytree(aside, copy, ignore=shutil.ignore_patterns(".*", CHECKPOINTS), dirs_exist_ok=True)
     shutil.rmtree(aside)
 
 

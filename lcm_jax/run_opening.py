@@ -9,7 +9,7 @@ import jax
 
 from lcm_jax.assembly import Run
 from lcm_jax.data import manifest
-from lcm_jax.export.new_folder import CARD
+from lcm_jax.export.new_folder import CARD, is_export
 from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.run_copy import CONFIG, Place
 from lcm_jax.sections import fixed
@@ -52,7 +52,10 @@ def open_folder(run: Run, place: Place) -> None:
 def finished(place: Place) -> str | None:
     """The file by which a folder is a model or a data set that was finished; None for others."""
     exported = (folder.DESCRIPTION,) if place.has(CARD) else ()  # a run's, too, has a description
-    return next((name for name in (diffusers_folder.INDEX, manifest.FILE, *exported) if place.has(name)), None)
+    for name in (diffusers_folder.INDEX, manifest.FILE, *exported):
+        if place.has(name):
+            return name
+    return CARD if is_export(place.here) else None  # adapters, a single file
 
 
 def write_description(run: Run, where: Path) -> None:

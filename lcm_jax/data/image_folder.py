@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -52,7 +53,7 @@ def _example(
     key = row["file_name"]
     label = label_of(Path(key).parts[0] if subfolders and len(Path(key).parts) > 1 else row.get("label"))
     default = default if label is None else default.replace("{}", label)
-    caption = next((row[c] for c in CAPTION_COLUMNS if row.get(c)), default)
+    caption = next((row[c] for c in CAPTION_COLUMNS if row.get(c) or row.get(c) == 0), default)
     group = str(row.get("group") or key)
     split = row.get("split") or split_of(group, heldout)
     if split not in (TRAIN, HELDOUT):
@@ -64,7 +65,8 @@ def _example(
         raise ValueError(f"{key} in {folder}: tags are {tags!r}; write a list, or words")
     tags = tuple(tags.split()) if isinstance(tags, str) else tuple(map(str, tags))
     load = partial(look.decode, folder / key)
-    caption = one_line(caption if isinstance(caption, str | list) else str(caption))
+    number = isinstance(caption, int | float) and math.isfinite(caption)
+    caption = one_line(str(caption) if number else caption)
     return Example(key, caption, load, group, split, tags, label)
 
 

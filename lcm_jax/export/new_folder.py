@@ -37,13 +37,14 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Raises FileExistsError where an export would replace something else, or an export without `overwrite`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not _is_export(out):
+    if not is_export(out):
         raise FileExistsError(f"{out} exists and is no exported model: choose another --out")
     if not overwrite:
         raise FileExistsError(f"{out} holds an exported model: choose another --out, or give --overwrite")
 
 
-def _is_export(out: Path) -> bool:
+def is_export(out: Path) -> bool:
+    """Whether a folder is an export in any format, and no run."""
     if not (out / CARD).is_file() or (out / "checkpoints").exists():
         return False
     if (out / _OURS).exists():

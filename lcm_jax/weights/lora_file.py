@@ -32,7 +32,7 @@ _PREFIXES = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2":
 _KOHYA = re.compile(r"lora_(?P<net>unet|te|te1|te2)_(?P<name>[^.]+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")
 _COMFY = re.compile(r"diffusion_model\.(?P<name>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")  # of kohya_ldm
 _DOTTED = re.compile(
-    r"(?:(?P<net>unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(?P<name>.+?)"
+    r"(?!lora_)(?:(?P<net>unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(?P<name>.+?)"
     r"(?:(?:\.lora_(?P<ab>[AB])(?:\.default)?|[._]lora[._](?P<du>down|up)|\.lora_linear_layer\.(?P<te>down|up))\.weight|\.alpha)"
 )
 _PARTS = {"A": "down", "B": "up", "lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}

@@ -126,13 +126,13 @@ def test_folder_with_csv_and_with_sidecars(tmp_path):
 def test_folder_with_texts_of_other_programs(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         save(tmp_path / name)
-    rows = [{"file_name": "./a.png", "text": ["one\u2028two", "three"]}, {"file_name": "b.png", "text": 7}]
+    rows = [{"file_name": "./a.png", "text": ["one\u2028two", "three"]}, {"file_name": "b.png", "text": 0}]
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "metadata.jsonl").write_bytes(f"\ufeff{lines}".encode())
     (tmp_path / "c.txt").write_bytes("\ufeffa cat\r\n".encode())
     assert [(e.key, e.caption) for e in image_folder.examples(tmp_path)] == [
         ("a.png", "one two"),
-        ("b.png", "7"),
+        ("b.png", "0"),
         ("c.png", "a cat"),
     ]
     (tmp_path / "c.txt").write_bytes("café".encode("latin-1"))

@@ -239,7 +239,11 @@ def test_a_folder_that_is_no_run_is_named(first, tmp_path):
 
 def test_a_run_spoils_no_model_and_no_data(good, first, data, tmp_path):
     run, exported = build.run(good), exporting.export(first.student, tmp_path / "exported", msgpack=False)
-    for made, file in ((exported, "model.json"), (data.latents, "manifest.json")):
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "README.md").write_text("tags: lcm_jax")
+    (lora / "adapters.safetensors").write_bytes(b"")
+    for made, file in ((lora, "README.md"), (exported, "model.json"), (data.latents, "manifest.json")):
         shutil.copytree(made, tmp_path / file)
         was = {path: path.read_bytes() for path in (tmp_path / file).iterdir() if path.is_file()}
         with pytest.raises(ValueError, match=f"{file} has a {file}, as models and data sets have: give another --run"):

@@ -20,7 +20,7 @@ from store_emulators import Faults, amazon, google
 from launch import entry
 from lcm_jax import build, captions, exporting, joining, run_copy, run_folder
 from lcm_jax.assess import watching
-from lcm_jax.checkpoint_copy import CheckpointCopies, whole_steps
+from lcm_jax.checkpoint_copy import SENT_STEPS, CheckpointCopies, whole_steps
 from lcm_jax.data import latent_copy, manifest
 from lcm_jax.data.loader import make_loader
 from lcm_jax.data.store import Store, StoreError
@@ -173,7 +173,7 @@ def test_what_changes_is_sent_by_and_by(store, machine, monkeypatch, caplog):
     assert Store(url).read("lives.jsonl") == b"{}\n"
     machine("b")
     again = run_copy.opened(url).here
-    assert {path.name for path in again.iterdir()} == {run_copy.ORIGIN, "config.json", "lives.jsonl"}
+    assert {path.name for path in again.iterdir()} - {SENT_STEPS} == {run_copy.ORIGIN, "config.json", "lives.jsonl"}
 
 
 def test_checkpoints_that_could_not_be_sent_are_gone_on_with(store, monkeypatch, caplog):
@@ -199,17 +199,35 @@ def test_checkpoints_that_could_not_be_sent_are_gone_on_with(store, monkeypatch,
             raise StoreError("no more")
 
         patch.setattr(Store, "put", refused)
-        with life([2, 3], config | {"steps": 4}):  # a longer run is the same
-            pass
+        with life([2, 3], config | {"steps": 4}) as place:  # a longer run is the same
+            (place.here / "metrics.jsonl").write_text("{}\n")
     assert whole_steps(Store(url).list()) == {1}
     with run_copy.opened(url) as place:
         assert kept(place.here) == ["1", "2", "3"] and "going on with checkpoints 2, 3" in caplog.text
     assert whole_steps(Store(url).list()) == {1, 2, 3} and Store(url).read("checkpoints/3/state") == b"3"
+    assert Store(url).read("metrics.jsonl") == b"{}\n"
     (place.here / "checkpoints" / "4").mkdir()
     (place.here / "config.json").write_text(json.dumps(config | {"seed": 1}))  # another run's
     again = run_copy.opened(url).here
     assert kept(again) == ["1", "2", "3"] and "checkpoints 4, which could not be sent before, of another" in caplog.text
-    assert kept(again.with_name(f"{again.name}, not sent")) == ["1", "2", "3", "4"]
+    assert kept(again.with_name(f"{again.name}, not sent 1")) == ["1", "2", "3", "4"]
+
+
+def test_what_was_taken_off_a_store_does_not_come_back(store):
+    if store.scheme == "gs":
+        pytest.skip("checkpoints are written to gs:// itself")
+    url = f"{store.url}/runs/taken"
+    with run_copy.opened(url) as place:
+        (place.here / "config.json").write_text("{}")
+        for step in ("1", "2"):
+            (place.here / "checkpoints" / step).mkdir(parents=True)
+            (place.here / "checkpoints" / step / "state").write_text(step)
+    for name in Store(url).list():
+        if name.startswith("checkpoints/2"):
+            Store(url).remove(name)
+    with run_copy.opened(url) as place:
+        assert [path.name for path in (place.here / "checkpoints").iterdir()] == ["1"]
+    assert whole_steps(Store(url).list()) == {1}
 
 
 def test_a_run_is_not_begun_in_a_model_on_a_store(store, data, first):
@@ -239,30 +257,31 @@ def within(seconds, reached):
 
 
 def test_checkpoints_are_sent_whole_and_half_ones_count_for_nothing(store, tmp_path):
-    there = Store(f"{store.url}/runs/copies")
+    there, folder = Store(f"{store.url}/runs/copies"), tmp_path / "checkpoints"
+    folder.mkdir()
 
     def finished(*steps):
         for step in steps:
-            (tmp_path / str(step) / "state").mkdir(parents=True)
-            (tmp_path / str(step) / "state" / "manifest").write_text(str(step))
+            (folder / str(step) / "state").mkdir(parents=True)
+            (folder / str(step) / "state" / "manifest").write_text(str(step))
 
     steps = lambda: sorted({name.split("/")[1] for name in there.list()})
-    copies = CheckpointCopies(there, tmp_path, there.list())
+    copies = CheckpointCopies(there, folder, there.list())
     finished(1, 2, "3.orbax-checkpoint-tmp")
     copies.send()
     assert whole_steps(there.list()) == {1, 2} and steps() == ["1", "1.sent", "2", "2.sent"]
-    shutil.rmtree(tmp_path / "1")
+    shutil.rmtree(folder / "1")
     finished(3)
     copies.send()
     assert steps() == ["2", "2.sent", "3", "3.sent"] and there.read("checkpoints/3/state/manifest") == b"3"
-    (tmp_path / "3").rename(tmp_path / "3.unreadable")
+    (folder / "3").rename(folder / "3.unreadable")
     finished(3)
-    (tmp_path / "3" / "state" / "manifest").write_text("written again")
+    (folder / "3" / "state" / "manifest").write_text("written again")
     copies.send()
     assert there.read("checkpoints/3/state/manifest") == b"written again" and whole_steps(there.list()) == {2, 3}
     there.remove("checkpoints/3.sent")  # as if the process had been killed before
     assert whole_steps(there.list()) == {2}
-    CheckpointCopies(there, tmp_path, there.list())
+    CheckpointCopies(there, folder, there.list())
     assert steps() == ["2", "2.sent"]
 
 

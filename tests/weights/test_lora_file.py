@@ -306,6 +306,8 @@ def test_other_adapters_are_refused_by_name(kind):
 
 
 def test_what_is_no_lora_is_refused():
+    with pytest.raises(ValueError, match="1 of 1 keys are no LoRA's in any naming of"):
+        detect(["lora_te3_a.lora_down.weight"])
     with pytest.raises(ValueError, match="1 of 1 keys are no LoRA's in any naming of .*: conv_in.weight"):
         detect(["conv_in.weight"])
     with pytest.raises(ValueError, match="the file is empty"):
