@@ -105,7 +105,7 @@ def gathered(
     """What is kept: the runs so far and all that their table needs."""
     updates = protocol["updates"]
     intervals = Doubling(10, protocol["s1"], updates)
-    stages = {n: int(intervals(n)) for n in np.linspace(0, updates, 8, dtype=int).tolist()}
+    stages = {step: int(intervals(step)) for step in np.linspace(0, updates, 8, dtype=int).tolist()}
     values = {"protocol": protocol, "images": updates * protocol["batch_size"], "n": n, "stages": stages}
     return values | {"controls": controls, "runs": runs, "table": table(runs, controls)}
 

@@ -16,7 +16,6 @@ from lcm_jax import cache
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of mallopt, malloc.h
 ACCELERATORS = ("nvidia[0-9]*", "dxg", "accel[0-9]*", "vfio")  # NVIDIA's, those within Windows, TPUs
-DTYPES = ["float32", "float16", "bfloat16"]
 # Raised with a message for the user.
 WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
 

@@ -27,7 +27,7 @@ MODEL = flags.DEFINE_string(
 LORA = flags.DEFINE_multi_string(
     "lora", [], "LoRA file to merge in, FILE or FILE:STRENGTH; repeatable. With --sampler lcm one is an LCM-LoRA."
 )
-DTYPE = flags.DEFINE_enum("dtype", None, entry.DTYPES, "What --model's U-Net computes in.")
+DTYPE = flags.DEFINE_string("dtype", None, "What --model's U-Net computes in: float32, bfloat16 or float16.")
 ATTENTION = flags.DEFINE_enum(
     "attention", "auto", ["auto", "xla", "cudnn"], "auto: cuDNN's kernel where GPU, dtype and heads allow, else XLA's."
 )

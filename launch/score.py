@@ -20,7 +20,7 @@ from launch import entry, opening, several
 CONFIG = config_flags.DEFINE_config_file("config", None, "Protocol.", lock_config=True)
 MODEL = flags.DEFINE_string("model", None, "Student: a run, or any model that launch.sample takes.")
 TEACHER = flags.DEFINE_string("teacher", None, "Teacher to set beside it.")
-DTYPE = flags.DEFINE_enum("dtype", None, entry.DTYPES, "What U-Nets compute in.")
+DTYPE = flags.DEFINE_string("dtype", None, "What U-Nets compute in: float32, bfloat16 or float16.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line, for a model that takes captions.")
 REAL = flags.DEFINE_string("real", None, "Folder of real pictures.")
 DATA = flags.DEFINE_string("data", None, "Latent folder; the real pictures are all that its training set was made of.")

@@ -296,7 +296,8 @@ def on_device(path: tuple[str, ...], array: np.ndarray) -> jax.Array:
 
 
 def in_dtype(dtype: str) -> Place:
-    """Arrays of that type on the default device, cast before they travel."""
+    """Arrays of that type on the default device, cast before they travel; ValueError for one that is not known."""
+    folder.cast({}, dtype)
     return lambda path, array: jnp.asarray(np.asarray(array).astype(jnp.dtype(dtype)))
 
 

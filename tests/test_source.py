@@ -42,6 +42,8 @@ def test_weights_travel_to_a_mesh_in_parts(written, monkeypatch):
     parts = model.load("autoencoder", placer(abstract, "fsdp", mesh, "bfloat16"))
     kernel = parts["encoder"]["conv_in"]["kernel"]
     assert kernel.dtype == "bfloat16" and kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 8
+    with pytest.raises(ValueError, match="unknown dtype 'float64'; choose one of float32, float16, bfloat16"):
+        in_dtype("float64")
     whole = model.load("autoencoder", in_dtype("bfloat16"))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(parts), jax.device_get(whole))
 

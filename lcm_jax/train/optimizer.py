@@ -11,7 +11,6 @@ from lcm_jax.train.norm import norm
 
 SETTINGS = ("b1", "b2", "eps", "weight_decay", "clip")  # keywords of `optimizer`
 UNUSED = {"sgd": ("b1", "b2", "eps"), "adafactor": ("b1", "b2", "eps")}  # those without effect on an optimiser
-
 MATRICES = ("kernel", "down", "up")  # of layers and adapters; what biases of maps and tables of labels are not
 
 

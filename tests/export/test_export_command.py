@@ -24,7 +24,6 @@ def command(*arguments):
         (("--out=o",), "give either --checkpoint RUN or --model MODEL"),
         (("--model=m", "--step=3", "--out=o"), "--step, --weights and --ema choose among the weights of --checkpoint"),
         (("--checkpoint=c", "--variant=fp16", "--out=o"), "--variant, --kind and --empty_caption are for --model"),
-        (("--checkpoint=c", "--dtype=float64", "--out=o"), "flag --dtype=float64: value should be one of"),
         (("--model=m", "--verify", "--out=o"), "--verify draws with diffusers in PyTorch, which reads no flax: give"),
     ],
 )
