@@ -5,8 +5,9 @@
     python -m launch.score --config configs/evaluation_unconditional.py --model exported/edm --real PICTURES \\
         --config.steps="(18, 40)" --out scores_edm
 
-Expected of configs/slct_latent32.py at 1 and 2 steps (arXiv 2502.01441, Tab. 1): FID 7.27, 6.93 on CelebA-HQ; 8.87,
-7.71 on LSUN Church; 8.72, 8.29 on FFHQ.
+Published of configs/slct_latent32.py at 1 and 2 steps (arXiv 2502.01441, Tab. 1): FID 7.27, 6.93 on CelebA-HQ; 8.87,
+7.71 on LSUN Church; 8.72, 8.29 on FFHQ. That FID is of JPEG files by another implementation; its recall is of VGG16
+features and cannot be compared.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Improved latent consistency training at the size of its paper: CelebA-HQ, LSUN Church or FFHQ at 256 px.
 
-    python -m launch.encode --folder celeba_hq_256 --options caption="a face" --text none \\
+    python -m launch.encode --folder celeba_hq_256 --options caption="a face" --options heldout=0 --text none \\
         --model models/sd-vae-ft-ema --size 256 --out data/celeba
     python -m launch.plan --config configs/slct_latent32.py:celeba --topology v5e:2x4
     python -m launch.train --config configs/slct_latent32.py:celeba --run runs/slct_celeba
@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 
 from configs import emoji_slct
 
-# Pictures, epochs and global batch of the paper's runs.
+# Pictures (all of them are trained on: heldout=0), epochs and global batch of the paper's runs.
 SETS = {"celeba": (27_000, 1400, 128), "church": (120_000, 1800, 256), "ffhq": (70_000, 1400, 128)}
 
 

@@ -28,8 +28,8 @@ def main() -> None:
     from lcm_jax.assess import comparison
 
     weights, how = entry.weights(WEIGHTS, EMA, CHECKPOINT), opening.how()
-    student = run_folder.pipeline(CHECKPOINT.value or MODEL.value, entry.step(STEP, CHECKPOINT), weights, **how)
-    teacher = run_folder.pipeline(TEACHER.value, **how)
+    student = run_folder.captioned(CHECKPOINT.value or MODEL.value, entry.step(STEP, CHECKPOINT), weights, **how)
+    teacher = run_folder.captioned(TEACHER.value, **how)
     prompts = PROMPT.value or comparison.default_prompts(READER.value)
     print(comparison.compare(student, teacher, prompts, OUT.value, W.value, TEACHER_W.value, SEED.value))
 

@@ -97,7 +97,7 @@ def captioned(step: int | None, out: Path) -> None:
         limit=LIMIT.value,
         resamples=RESAMPLES.value,
     )
-    student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.pipeline(TEACHER.value, **how))
+    student, teacher = evaluation_plan.roles(model, TEACHER.value and run_folder.captioned(TEACHER.value, **how))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
     found, uncond = evaluation_set.open_folder(DATA.value, READER.value, moved, model.spec, TAG.value)
     net = feature_networks.feature_network(FEATURES.value)
@@ -115,7 +115,7 @@ def captioned(step: int | None, out: Path) -> None:
     print((out / "sweep.md").read_text() + f"best w {best:g}, guidance scale {best + 1:g}")
 
 
-CAPTIONED_ONLY = ("teacher", "tag", "quick", "sweep_w", "w", "samplers", "teacher_steps", "teacher_w", "splits",
+CAPTIONED_ONLY = ("teacher", "quick", "sweep_w", "w", "samplers", "teacher_steps", "teacher_w", "splits",
                   "resamples", "variant", "kind", "empty_caption")  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def from_noise(step: int | None, out: Path) -> None:
 
     pipe = run_folder.pipeline(CHECKPOINT.value or MODEL.value, step, entry.weights(WEIGHTS, EMA, CHECKPOINT))
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
-    found, _ = evaluation_set.open_folder(DATA.value, READER.value, moved, pipe.spec)
+    found, _ = evaluation_set.open_folder(DATA.value, READER.value, moved, pipe.spec, TAG.value)
     given = {name: numbers(name, int, LISTS[name][1].value) for name in ("steps", "seeds") if LISTS[name][1].value}
     given |= {"limit": LIMIT.value} if LIMIT.value else {}
     plan = noise_evaluation.Plan(**{"steps": pipe.usual_steps, **given})

@@ -24,6 +24,7 @@ DTYPE = flags.DEFINE_string("dtype", None, "What U-Nets compute in: float32, bfl
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line, for a model that takes captions.")
 REAL = flags.DEFINE_string("real", None, "Folder of real pictures.")
 DATA = flags.DEFINE_string("data", None, "Latent folder; the real pictures are all that its training set was made of.")
+TAG = flags.DEFINE_string("tag", None, "Of --data only the pictures that carry this tag, such as face.")
 FOLDER = flags.DEFINE_string("folder", None, "Where --data's pictures are now, if not where they were encoded from.")
 OUT = flags.DEFINE_string("out", None, "Folder for the scores.")
 flags.mark_flags_as_required(["config", "model", "out"])
@@ -31,8 +32,9 @@ flags.mark_flags_as_mutual_exclusive(["real", "data"], required=True)
 
 
 def main() -> None:
-    if FOLDER.value is not None and DATA.value is None:
-        entry.stop("--folder says where the pictures of --data are: give both, or --real alone")
+    for flag in (FOLDER, TAG):
+        if flag.value is not None and DATA.value is None:
+            entry.stop(f"--{flag.name} says which pictures of --data are meant: give both, or --real alone")
     with several.joined():
         score()
 
@@ -61,7 +63,7 @@ def captioned(about: dict[str, Any]) -> None:
     how = {"dtype": DTYPE.value, **opening.how()}
     pipes = {"student": run_folder.pipeline(MODEL.value, **how)}
     if TEACHER.value is not None:
-        pipes["teacher"] = run_folder.pipeline(TEACHER.value, **how)
+        pipes["teacher"] = run_folder.captioned(TEACHER.value, **how)
     protocol.run(CONFIG.value.to_dict(), pipes, prompts, real_pictures(pipes["student"].spec), OUT.value, about)
 
 
@@ -84,7 +86,7 @@ def real_pictures(spec: Any) -> Any:
     if REAL.value is not None:
         return protocol.real_pictures(REAL.value, spec.image_size)
     moved = {} if FOLDER.value is None else {"folder": FOLDER.value}
-    return evaluation_set.training_pictures(DATA.value, moved, spec)
+    return evaluation_set.training_pictures(DATA.value, moved, spec, TAG.value)
 
 
 if __name__ == "__main__":

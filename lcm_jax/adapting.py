@@ -23,6 +23,7 @@ def adapted(pipe: Pipeline, files: Files, few_step: bool = False) -> Pipeline:
     LCM-LoRA, the others styles (LCM-LoRA section 3: .8 of a style beside 1 of LCM).
     Raises FileNotFoundError or ValueError naming the file and the modules that do not fit.
     """
+    files = [(lora_file.file_of(path), strength) for path, strength in files]
     networks = {"unet": pipe.params["unet"]}
     towers = dict(zip(text_networks(pipe.spec), pipe.captions.params, strict=True)) if pipe.spec.text.towers else {}
     trees = {name: network(pipe.spec, name).abstract() for name in (*networks, *towers)}
@@ -31,7 +32,7 @@ def adapted(pipe: Pipeline, files: Files, few_step: bool = False) -> Pipeline:
     spec = pipe.spec
     if few_step and spec.role == "diffusion":
         spec = dataclasses.replace(spec, role="consistency", guidance=None)
-    told = [[Path(path).name, strength, sha256(path)] for path, strength in files]
+    told = [[path.name, strength, sha256(path)] for path, strength in files]
     origin = {**pipe.origin, "loras": told}
     captions = WithParams(pipe.captions, [merged[name] for name in towers]) if towers else pipe.captions
     params = {**pipe.params, "unet": merged["unet"]}

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lcm_jax.data.loader import Loader
+from lcm_jax.models.encoder_sketch import alike, sketch
 from lcm_jax.models.functional import Net
 from lcm_jax.objectives import base
 from lcm_jax.parallel import rules
@@ -172,6 +173,17 @@ def placer(abstract: Params, rule_set: str | rules.Rules, mesh: Mesh, dtype: str
     """(path, array) -> the array on the mesh in `dtype`, sharded by the rules, one tensor in host memory at a time."""
     shardings = flatten(rules.infer(abstract, rule_set, mesh))
     return lambda path, array: place_array(np.asarray(array).astype(jnp.dtype(dtype)), shardings[path])
+
+
+def check_latents(loader: Loader, autoencoder: Params) -> None:
+    """Raises ValueError where another autoencoder made the latents; sets that do not say which made them pass."""
+    own = sketch(autoencoder)
+    for folder, made in zip(loader.rows.folders, loader.rows.manifests, strict=True):
+        if made.sketch and not alike(made.sketch, own):
+            raise ValueError(
+                f"latents of {folder} were made by another autoencoder than the model's: encode them again with it, or "
+                "start from the model that made them"
+            )
 
 
 def owing(spec: Spec, attributions: Iterable[str | None]) -> Spec:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcm_jax.assembly import LATENTS, Run, assemble, owing, placer
+from lcm_jax.assembly import LATENTS, Run, assemble, check_latents, owing, placer
 from lcm_jax.captions import CaptionEncoder, encode
 from lcm_jax.data import manifest
 from lcm_jax.data.loader import make_loader
@@ -117,6 +117,8 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     loader = call(make_loader, "config.data", cfg["data"], seed=cfg["seed"], own=own_rows_of(cfg))
     captions = start.model.captions
     check_data(loader.manifest, spec, captions)
+    networks = {"autoencoder": start.model.load("autoencoder")}
+    check_latents(loader, networks["autoencoder"])
     spec = owing(spec, (made.dataset.get("attribution") for made in loader.rows.manifests))
     mesh, rule_set = mesh_of(cfg)
     place = lambda abstract, dtype, tree="teacher": placer(abstract, rule_set[tree], mesh, dtype)
@@ -144,7 +146,7 @@ def latent_run(cfg: dict[str, Any]) -> Run:
     return assemble(
         cfg,
         spec,
-        {"autoencoder": start.model.load("autoencoder")},
+        networks,
         "unet" if start.lora is None else "lora",
         reads,
         loader,

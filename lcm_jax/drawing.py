@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from lcm_jax import __version__
 from lcm_jax.data import images as pixels
@@ -24,7 +25,6 @@ from lcm_jax.setting import UNCROPPED, Setting, SizeIds
 
 TILE = 128  # pixels a picture of the grid should at least have along a side
 SHEET = 64  # prompts a grid holds at most
-AT_ONCE = 256  # pictures drawn between two looks at the disk
 LOOKED_AT = 64  # numbers of each tensor by which models are told apart
 FREE = ("versions", "device", "image")  # what may differ where pictures are the same: machine, place of an image
 
@@ -75,18 +75,20 @@ def draw(
     start_at = firsts(prompts, n)
     wanted = lambda row, number: {"prompt": prompts[row], "number": start_at[row] + number, **chosen}
     own = range(jax.process_index(), len(prompts), jax.process_count())
-    missing = [row for row in own if not all(made_with(names[row][i], wanted(row, i)) for i in range(n))]
+    missing = [(row, i) for row in own for i in range(n) if not made_with(names[row][i], wanted(row, i))]
     keywords = {"steps": setting.steps, "w": w, "seed": seed, "sampler": setting.sampler, "tile": tile}
     keywords |= {"negative_prompt": negative_prompt, "size": size, "image": start, "strength": strength}
     keywords |= {"ids": ids, "batch": batch}
-    rows = max(1, AT_ONCE // n)
-    for first in range(0, len(missing), rows):
-        some = missing[first : first + rows]
-        asked, first = [prompts[row] for row in some], [start_at[row] for row in some]
-        drawn = pipe(asked, n=n, first=first, progress=progress, **keywords)
-        for i, picture in enumerate(drawn):
-            row, number = some[i // n], i % n
-            grid.save(names[row][number], picture, wanted(row, number))
+    size = pipe.at_once(setting, batch, len(missing))
+    bar = tqdm(total=len(missing), unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True)
+    for start in range(0, len(missing), max(1, size)):  # what is drawn is kept: an interrupted list goes on
+        some = missing[start : start + size]
+        filled = [*some, *some[-1:] * (size - len(some))]  # so that one compilation serves all
+        asked, first = [prompts[row] for row, _ in filled], [start_at[row] + i for row, i in filled]
+        for (row, i), picture in zip(some, pipe(asked, first=first, **keywords), strict=False):
+            grid.save(names[row][i], picture, wanted(row, i))
+        bar.update(len(some))
+    bar.close()
     sheet = Path(out) / f"grid-{stem}.png"
     on_all(True)  # every process has drawn
     if jax.process_index():
@@ -118,19 +120,28 @@ def draw_from_noise(
 ) -> tuple[Path, dict[str, Any]]:
     """Draws n pictures of a model without captions into `out`; the path of their grid, and the settings.
 
-    Of a model with classes they are of the class `label`, or each class has its turn.
+    Of a model with classes they are of the class `label`, or each class has its turn. Pictures that are there already,
+    made with the same settings and weights, are kept.
     """
+    if n < 1:
+        raise ValueError(f"nothing to draw: {n} images")
     times, labels = pipe.times(steps, sigmas), pipe.labels(n, label)
     steps = len(times) if pipe.spec.role == "consistency" else len(times) - 1
     chosen = {"sampler": pipe.name, "steps": steps, "evaluations": pipe.nfe(steps), "seed": seed}
     chosen |= {"sigmas": times.tolist()} if pipe.spec.role == "consistency" else {}
     chosen |= made_by(pipe)
-    images = pipe(n, steps=steps, sigmas=sigmas, label=labels, seed=seed, batch=batch, progress=progress)
     of = "" if label is None else f"{slug(str(label))}-"
     stem = f"{pipe.name}{steps}-{of}seed{seed}-{digest(chosen)}"
-    for number, picture in enumerate(images):
-        own = {} if labels is None else pipe.told(labels[number : number + 1])
-        grid.save(Path(out) / f"{stem}-{number:03d}.png", picture, {"number": number, **own, **chosen})
+    names = [Path(out) / f"{stem}-{number:03d}.png" for number in range(n)]
+    own = lambda i: {} if labels is None else pipe.told(labels[i : i + 1])
+    wanted = lambda i: {"number": i, **own(i), **chosen}
+    missing = np.array([i for i in range(n) if not made_with(names[i], wanted(i))], int)
+    told, waiting = {"steps": steps, "sigmas": sigmas, "label": labels, "seed": seed, "batch": batch}, iter(missing)
+    with tqdm(total=len(missing), unit="image", desc=pipe.name, disable=not progress, dynamic_ncols=True) as bar:
+        for drawn in pipe.stream(n, missing, **told, done=bar.update):
+            for picture in drawn:
+                grid.save(names[i := int(next(waiting))], picture, wanted(i))
+    images = np.stack([pixels.PLAIN.decode(path) for path in names])
     zoom = max(1, TILE // min(images.shape[1:3]))
     sheet = grid.grid(images, math.ceil(math.sqrt(n)), zoom=zoom)
     chosen |= pipe.told(labels)
@@ -171,7 +182,8 @@ def made_by(pipe: Pipeline | EDMPipeline) -> dict[str, Any]:
 
 def mark(pipe: Pipeline | EDMPipeline) -> str:
     """What tells a model from one of the same name trained otherwise: a hash of some numbers of each tensor."""
-    flat = [np.ravel(leaf) for leaf in jax.tree.leaves(pipe.params)]
+    told = pipe.captions.params if isinstance(pipe, Pipeline) else ()
+    flat = [np.ravel(leaf) for leaf in jax.tree.leaves((pipe.params, told))]
     return fingerprint(*[leaf[:: max(1, leaf.size // LOOKED_AT)] for leaf in flat])
 
 

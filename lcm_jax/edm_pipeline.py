@@ -94,7 +94,7 @@ class EDMPipeline:
         """The images of these numbers among the n of a call, set by set, as many at a time as devices draw together."""
         draw, labels = self.sampler(steps, sigmas), self.labels(n, label)
         keys, size = image_keys([""], n, seed), self.drawers.size(batch or BATCH, len(rows))
-        for start in range(0, len(rows), size):
+        for start in range(0, len(rows), max(1, size)):
             some = rows[start : start + size]
             told = (keys[some],) if labels is None else (keys[some], labels[some])
             yield self.drawers.map(partial(draw, self.drawers.params), told, size, done)
@@ -123,7 +123,7 @@ class EDMPipeline:
         """Numbers of the classes of n pictures, int32 [n]; None for a network that is told none.
 
         `label` is the name or the number of a class, or a number a picture; without it every class has its turn. The
-        number after the last class means none of them, as a share of the labels does in training (`label_drop`).
+        number after the last class means none of them, of a model that learned so (by `label_drop`, say).
         Raises ValueError for a class that is not there.
         """
         names, count = self.spec.classes, self.spec.network.classes
@@ -140,7 +140,10 @@ class EDMPipeline:
         if found.ndim and len(found) != n:
             raise ValueError(f"{len(found)} labels were given for {n} pictures: give one label, or one a picture")
         if found.min() < 0 or found.max() > count:
-            raise ValueError(f"a label is outside 0..{count - 1} ({count}: none of the classes)")
+            none = f" ({count}: none of the classes)" if self.spec.no_label else ""
+            raise ValueError(f"a label is outside 0..{count - 1}{none}")
+        if found.max() == count and not self.spec.no_label:
+            raise ValueError(f"label {count} is none of the classes, but this model learned all pictures with theirs")
         return np.broadcast_to(found, n).astype(np.int32)
 
     def names(self, labels: Labels) -> list[str]:
@@ -173,6 +176,8 @@ class EDMPipeline:
         elif steps not in (None, len(sigmas)):
             raise ValueError(f"{len(sigmas)} noise levels are as many steps, not {steps}: leave steps out")
         few_step.check_falling(sigmas, spec.sigma_min)
+        if not sigmas[0] <= spec.sigma_max:
+            raise ValueError(f"noise level {sigmas[0]:g} is above {spec.sigma_max:g}, the highest that was trained")
         return np.array(sigmas, np.float32)
 
     def nfe(self, steps: int) -> int:

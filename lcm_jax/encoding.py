@@ -19,8 +19,9 @@ from lcm_jax.data.manifest import Manifest
 from lcm_jax.data.processes import Processes
 from lcm_jax.drawers import Drawers
 from lcm_jax.models.autoencoder import autoencoder
+from lcm_jax.models.encoder_sketch import sketch
 from lcm_jax.parallel.agreement import on_all, the_same
-from lcm_jax.source import Model, open_model
+from lcm_jax.source import Model, on_host, open_model
 
 
 def encode(
@@ -71,6 +72,7 @@ def encode(
         batch_size,
         shard_size,
         identity={"autoencoder": found.fingerprint("autoencoder"), "text": text.identity},
+        sketch=sketch(found.load("autoencoder", on_host)),
         look=data.look_of(options),
         dataset={
             "reader": reader,

@@ -133,15 +133,21 @@ class Pipeline:
         setting = self.setting(sampler, steps, size, None if image is None else strength, tile, ids, w)
         compiled = self.from_tokens(setting)
         empty = self.captions.tokens([negative_prompt or ""])
-        tokens, keys = np.repeat(self.captions.tokens(prompts), n, axis=0), image_keys(prompts, n, seed, first)
+        unique = list(dict.fromkeys(prompts))
+        told = self.captions.tokens(unique)[[unique.index(prompt) for prompt in prompts]]
+        tokens, keys = np.repeat(told, n, axis=0), image_keys(prompts, n, seed, first)
         each_w = np.full(len(tokens), w, np.float32)
         changed = () if image is None else (np.broadcast_to(image, (len(tokens), *image.shape)),)
         params = self.drawers.params
         draw = lambda tokens, *rest: compiled(params, self.text, tokens, empty, *rest)
-        size = self.drawers.size(batch or max(1, min(BATCH, PIXELS // (setting.height * setting.width))), len(tokens))
+        size = self.at_once(setting, batch, len(tokens))
         bar = tqdm(total=len(tokens), unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True)
         with bar:
             return self.drawers.map(draw, (tokens, each_w, keys, *changed), size, bar.update)
+
+    def at_once(self, setting: Setting, batch: int | None, total: int) -> int:
+        """Pictures of a call of the compiled function: `batch` a device, by default what its memory surely holds."""
+        return self.drawers.size(batch or max(1, min(BATCH, PIXELS // (setting.height * setting.width))), total)
 
     @cached_property
     def drawers(self) -> Drawers:

@@ -129,7 +129,7 @@ def reopen(where: str | Path) -> tuple[Run, State]:
     """
     where = Path(located(where))
     check_run(where)
-    run = build.run(json.loads((where / CONFIG).read_text()))
+    run = build.run(on_these_devices(json.loads((where / CONFIG).read_text())))
     keep = Checkpointer(checkpoints(where), read_only=True)
     try:
         restored = keep.restore(run.abstract)
@@ -139,6 +139,16 @@ def reopen(where: str | Path) -> tuple[Run, State]:
         run.loader.close()
         raise CheckpointError(f"{where} holds no checkpoint yet: let it train until its first one")
     return run, restored.state
+
+
+def on_these_devices(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with a mesh of the devices present where its own takes another number of them."""
+    try:
+        sections.mesh_of(config)
+    except ValueError as error:
+        log.warning("%s; this look at the run takes all devices that are here", error)
+        return {**config, "mesh": {"data": -1, "rules": config["mesh"].get("rules", "replicate")}}
+    return config
 
 
 def chosen(where: str | Path, weights: str) -> str:
@@ -328,6 +338,14 @@ def check_run(where: str | Path) -> None:
     """Raises FileNotFoundError for a folder that holds no run."""
     if not is_run(where):
         raise FileNotFoundError(f"{named(where)} holds no run: give a --run folder of launch.train")
+
+
+def captioned(source: str | Path, *given: Any, **how: Any) -> Pipeline:
+    """`pipeline` of a model that draws by captions; ValueError for one that draws from noise alone."""
+    kept = {name: value for name, value in how.items() if name in ("variant", "kind", "empty_caption")}
+    if not takes_captions(source, **kept):
+        raise ValueError(f"{named(source)} draws from noise alone: give a model that takes captions")
+    return pipeline(source, *given, **how)
 
 
 def pipeline(

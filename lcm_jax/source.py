@@ -26,7 +26,7 @@ from lcm_jax.models.spec import GuidanceSpec, ModelSpec, PathSpec, TextSpec, bui
 from lcm_jax.models.unet import UNetConfig, unet
 from lcm_jax.run_copy import located
 from lcm_jax.typing import Params
-from lcm_jax.weights import bijection, diffusers_folder, diffusers_hub, folder
+from lcm_jax.weights import bijection, clip_published, diffusers_folder, diffusers_hub, folder
 from lcm_jax.weights.diffusers_names import autoencoder_names
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.single_file import SingleFile
@@ -176,13 +176,22 @@ class DiffusersAutoencoder(DiffusersFolder):
 
 
 class SingleFileModel(Model):
-    """One file in Stable Diffusion's original layout; tokenizers are looked for beside it."""
+    """One file in Stable Diffusion's original layout."""
 
     def __init__(self, where: Path, kind: str | None = None):
         self._file = SingleFile(where)
         self.where = where.parent
         self.spec = spec_of_file(self._file, kind)
         self._path = where
+
+    @property
+    def tokenizers(self) -> list[Path]:
+        """Those beside the file or, since most come alone, CLIP's as it was published."""
+        towers, beside = self.spec.text.towers, super().tokenizers
+        if len(beside) == len(towers):
+            return beside
+        pads = [clip_published.POINT if tower.hidden_act == "gelu" else clip_published.END for tower in towers]
+        return clip_published.folders(pads, diffusers_folder.TOKENIZERS["sdxl"][: len(towers)])
 
     def files(self, name: str) -> list[Path]:
         return [self._path]

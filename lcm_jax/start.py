@@ -42,8 +42,9 @@ class Start:
 def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start:
     """Reads config.model: `start` is the model to go on from, `teacher` the one to distil, alone also the start.
 
-    `unet` as a preset's name draws a fresh network; as a dict it changes sizes of the one started from. `family`
-    names what start and teacher must be; `planning` takes its description in the place of one that is not there.
+    `unet` is a preset's name and draws a fresh network. `family` names what start and teacher must be; `planning` takes
+    its description in the place of one that is not there.
+    Raises ValueError naming the key.
     """
     if not isinstance(model, dict):
         raise ValueError(f"config.model is {model!r}: give a dict of {', '.join(MODEL_KEYS)}")
@@ -54,12 +55,19 @@ def starting_point(model: dict[str, Any] | str, planning: bool = False) -> Start
     found, started = opened(source, model, planning)
     if isinstance(started, EDMSpec):
         raise ValueError(f"{source} is a network of noise levels, without captions: give a text-to-image model")
-    fresh = isinstance(model.get("unet"), str)
+    if not isinstance(model.get("unet") or "", str):
+        raise ValueError(f"config.model.unet is {model['unet']!r}: name a preset, or leave it out")
+    fresh = bool(model.get("unet"))
     sizes = presets.named(presets.UNETS, model["unet"]) if fresh else started.unet
     if sizes is None:
         raise ValueError(f"{source} holds an autoencoder only: name a preset in config.model.unet")
-    changes = {} if fresh else dict(model.get("unet") or {})
-    changes |= {k: model[k] for k in ("w_width", "dtype", "remat") if model.get(k) is not None}
+    changes = {k: model[k] for k in ("w_width", "dtype", "remat") if model.get(k) is not None}
+    width = started.unet.w_width if started.unet is not None and not fresh else None
+    if width is not None and changes.get("w_width", width) != width:
+        raise ValueError(
+            f"config.model.w_width is {changes['w_width']}, {source} is told w in {width} numbers: set it and "
+            f"config.objective.w_width to {width}"
+        )
     sizes = build_dataclass(UNetConfig, dataclasses.asdict(sizes) | changes, "config.model.unet")
     spec = build_dataclass(
         ModelSpec,
@@ -105,9 +113,9 @@ def opened(
     source: str, model: dict[str, Any], planning: bool, shared: Sequence[str] = FAMILIAR
 ) -> tuple[Model | None, Spec]:
     """A model and its description; ValueError where the `shared` parts are not those of config.model.family."""
-    family = model.get("family")
+    family = None if model.get("family") in ("", "none") else model.get("family")
     if family is not None and family not in FAMILIES:
-        raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}")
+        raise ValueError(f"config.model.family is {family!r}; choose one of {', '.join(FAMILIES)}, or none")
     try:
         said = model.get("kind") or (None if family is None else FAMILIES[family].kind)
         # Folders say so themselves.
@@ -122,15 +130,26 @@ def opened(
         for what in shared:
             wanted, got = getattr(FAMILIES[family], what), getattr(found.spec, what, None)
             if what == "unet" and got is not None:
-                got = dataclasses.replace(got, w_width=wanted.w_width, dtype=wanted.dtype, remat=wanted.remat)
+                free = {name: getattr(wanted, name) for name in ("w_width", "upcast_attention", "dtype", "remat")}
+                got = dataclasses.replace(got, **free)
             if what == "autoencoder" and isinstance(got, AutoencoderConfig):  # mended for float16, some need no more
                 got = dataclasses.replace(got, force_upcast=wanted.force_upcast)
             if got != wanted:
+                own, there = different(got, wanted)
                 raise ValueError(
-                    f"{source} is not of config.model.family {family!r}: {what} is {got}, there {wanted}; "
-                    "name its own family, or none"
+                    f"{source} is not of config.model.family {family!r}: {what} has {own}, there {there}; name its own "
+                    "family, or none"
                 )
     return found, found.spec
+
+
+def different(got: Any, wanted: Any) -> tuple[str, str]:
+    """What two values differ in: of two descriptions of one kind only the entries that do."""
+    if type(got) is not type(wanted) or not dataclasses.is_dataclass(got):
+        return str(got), str(wanted)
+    names = [f.name for f in dataclasses.fields(got) if getattr(got, f.name) != getattr(wanted, f.name)]
+    own, there = (", ".join(f"{name} {getattr(each, name)}" for name in names) for each in (got, wanted))
+    return own, there
 
 
 def check_teacher(name: str, teacher: ModelSpec, student: ModelSpec) -> None:

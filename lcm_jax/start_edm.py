@@ -70,6 +70,7 @@ def starting_point(
             "time_scale": reading.time_scale,
             **noise_range(objective),
             "classes": () if fresh else started.classes,
+            "no_label": not fresh and started.no_label,
             "about": {**started.about, **(model.get("about") or {})},
         },
         "config.model",

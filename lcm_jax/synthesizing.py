@@ -19,6 +19,7 @@ from lcm_jax.data.manifest import Manifest
 from lcm_jax.drawers import Drawers
 from lcm_jax.encoding import pixels, sharing
 from lcm_jax.image_keys import image_keys
+from lcm_jax.models.encoder_sketch import sketch
 from lcm_jax.objectives.base import unconditional
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.setting import Setting
@@ -74,6 +75,7 @@ def synthesize(
         batch_size,
         shard_size,
         identity={"autoencoder": found.fingerprint("autoencoder"), "text": pipe.captions.identity},
+        sketch=sketch(pipe.params["autoencoder"]),
         dataset={"drawn_by": str(model), "attribution": "; ".join(pipe.spec.about.get("attribution", ())), **drawn},
         tokenize=pipe.captions.tokens if tokens or not states else None,
         overwrite=overwrite,

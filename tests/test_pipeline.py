@@ -99,7 +99,7 @@ def test_processes_draw_their_own_prompts_and_the_first_the_grid(student, tmp_pa
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         drawing.draw(student, prompts, tmp_path / "two", **settings)
         assert (tmp_path / "two" / sheet.name).exists() == (index == 0)
-    assert asked[1:] == [["a blue bar"], ["a red disc", "a green dot"]]
+    assert asked[2:] == [["a blue bar"], ["a red disc"], ["a green dot"]]
     for path in (tmp_path / "one").iterdir():
         with Image.open(path) as a, Image.open(tmp_path / "two" / path.name) as b:
             close(np.asarray(a), np.asarray(b))
@@ -174,6 +174,37 @@ def test_pictures_of_a_model_trained_on_are_drawn_anew(student, tmp_path):
     second, _ = drawing.draw(trained, ["a red disc"], tmp_path, **told)
     again, _ = drawing.draw(student, ["a red disc"], tmp_path, **told)
     assert first == again != second and len(list(tmp_path.glob("000-*.png"))) == 2
+
+
+def test_what_is_drawn_when_it_is_interrupted_is_kept(student, tmp_path, monkeypatch):
+    prompts, told = ["a red disc", "a blue bar"], {"n": 3, "steps": 1, "batch": 2, "progress": False}
+    calls, call = [], Pipeline.__call__
+
+    def third_time_stops(self, some, **kw):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(list(some))
+        return call(self, some, **kw)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pipeline, "__call__", third_time_stops)
+        drawing.draw(student, prompts, tmp_path / "twice", **told)
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "twice").iterdir()}
+    assert calls == [["a red disc"] * 2, ["a red disc", "a blue bar"]] and len(kept) == 4
+    drawing.draw(student, prompts, tmp_path / "twice", **told)
+    drawing.draw(student, prompts, tmp_path / "once", **told)
+    assert {name: (tmp_path / "twice" / name).stat().st_mtime_ns for name in kept} == kept
+    for path in (tmp_path / "once").iterdir():
+        with Image.open(path) as a, Image.open(tmp_path / "twice" / path.name) as b:
+            close(np.asarray(a), np.asarray(b))
+
+
+def test_pictures_of_another_text_encoder_are_drawn_anew(student):
+    class Other(type(student.captions)):
+        params = jnp.ones(3)
+
+    captions = Other(student.captions.length)
+    assert drawing.mark(student) != drawing.mark(Pipeline(student.spec, student.params, captions=captions))
 
 
 def test_a_seed_has_64_bits():

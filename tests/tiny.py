@@ -55,12 +55,15 @@ def spec(role: str = "consistency", **changes) -> ModelSpec:
 
 
 def weights(of: ModelSpec, seed: int = 0) -> dict:
-    """Random weights for it; what starts at zero is drawn too, so that every input matters."""
+    """Random weights for it; what starts at zero is drawn too, so that every input matters.
+
+    The autoencoder is the same for every seed: models go on from latents that it made.
+    """
     nets = {"autoencoder": autoencoder(of.autoencoder)}
     if of.unet is not None:
         nets["unet"] = unet(of.unet)
-    rng = np.random.default_rng(seed)
-    return {name: drawn(net.abstract(), rng) for name, net in nets.items()}
+    seeds = {"autoencoder": 0, "unet": seed}
+    return {name: drawn(net.abstract(), np.random.default_rng([seeds[name]])) for name, net in nets.items()}
 
 
 def drawn(abstract, rng: np.random.Generator):

@@ -73,14 +73,18 @@ def open_folder(
 
 
 def training_pictures(
-    folder: str | Path, options: Mapping[str, Any], spec: ModelSpec | EDMSpec, progress: bool = True
+    folder: str | Path,
+    options: Mapping[str, Any],
+    spec: ModelSpec | EDMSpec,
+    tag: str | None = None,
+    progress: bool = True,
 ) -> RealImages:
-    """All pictures that the training latents of a folder were made of, as they were made, never held together.
+    """All pictures that the training latents of a folder (with `tag`) were made of, as they were made, never all held.
 
     `options` go before those the folder was encoded with. Raises ValueError as `open_folder` does.
     """
     folder, reader, options = source(folder, None, options, spec)
-    rows = LatentRows([folder], split=TRAIN)
+    rows = LatentRows([folder], split=TRAIN, tag=tag)
     return of_loads(loads(rows, reader, options, spec.image_size), progress)
 
 

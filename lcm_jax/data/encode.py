@@ -35,6 +35,7 @@ def encode(
     batch_size: int = 32,
     shard_size: int = 1024,
     identity: dict | None = None,
+    sketch: Sequence[float] = (),
     dataset: dict | None = None,
     tokenize: Callable | None = None,
     moment_dtype: str = "float16",
@@ -57,9 +58,10 @@ def encode(
     values); `crop`, `flip` and `seed` those of `data.crop.Crop`, whose ids are
     stored as "time_ids" with `size_ids`. `identity` (JSON values: names and hashes of the encoders) guards the
     folder: finished shards of the same identity, settings and examples are verified by sha256 and kept, shards
-    that fail are made anew, and a folder made otherwise raises ValueError unless `overwrite`. `dataset` holds
-    the name and attribution of the pictures. An image that cannot be read or has no caption raises ValueError,
-    or with `broken` "skip" is left out and listed in skipped.jsonl; "stop" after "skip" tries again what it left out.
+    that fail are made anew, and a folder made otherwise raises ValueError unless `overwrite`. `sketch` are numbers that
+    tell the autoencoder (models.encoder_sketch), `dataset` is the name and attribution of the pictures. An image that
+    cannot be read or has no caption raises ValueError, or with `broken` "skip" is left out and listed in skipped.jsonl;
+    "stop" after "skip" tries again what it left out.
     Labels go into the rows, the names of their classes into the manifest (data.classes).
 
     Several `processes` that call this alike encode each its own shards into a folder they share, and the first writes
@@ -160,6 +162,7 @@ def encode(
             channel_mean=tuple(channel_mean.tolist()),
             channel_std=tuple(channel_std.tolist()),
             encoders=plan["encoders"],
+            sketch=tuple(map(float, sketch)),
             dataset=dataset or {},
             plan=resume.fingerprint(plan),
             shards=tuple(all_shards.listed),
@@ -241,7 +244,8 @@ def _measured(path: Path) -> tuple[dict[str, tuple[int, ...]], LatentStats]:
     if not shard.count():
         return {}, stats
     arrays = [a for _, a in shard.read_all()]
-    stats.add(np.stack([a["mean"] for a in arrays]), np.stack([a["logvar"] for a in arrays]))
+    mean, logvar = (np.stack([a[name] for a in arrays]) for name in ("mean", "logvar"))
+    stats.add(mean, np.exp(logvar.astype(np.float64)))
     return {name: a.shape for name, a in arrays[0].items()}, stats
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Integer
 
 from lcm_jax.data import manifest, shards
+from lcm_jax.data.latent_stats import LatentStats
 
 ARRAYS = ("mean", "std", "context", "pooled", "time_ids", "tokens")
+SUMMED = 1024  # rows at a time when statistics are taken
 STATES = ("context", "pooled")  # stored and held as float16, served as float32
 AGREE = (
     "latent_shape", "context_shape", "pooled_width", "tokens_length", "tokens_towers", "size_ids", "classes",
@@ -52,6 +54,7 @@ class LatentRows:
                 self._shards.append(shards.Shard(Path(folder) / shard["file"]))
                 self._first.append(len(self.names) + shard["first_row"])
             self.names += manifest.rows(folder)
+        self.subset = tag is not None or groups is not None
         self.classes = next((m.classes for m in self.manifests if m.classes), ())
         self._labels = _numbers(self.names, self.classes)
         wanted = None if groups is None else frozenset(groups)
@@ -84,9 +87,30 @@ class LatentRows:
         shapes = self.manifests[0].shapes
         return len(self) * sum(each[name] * int(np.prod(shape)) for name, shape in shapes.items())
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether some of the chosen rows of a labelled set have no label."""
+        return self._labels is not None and bool((self._labels[self.chosen] == len(self.classes)).any())
+
     def load(self) -> None:
         """Decode the chosen rows once and serve from memory from now on."""
         self._held = self._read(self.chosen)
+
+    def statistics(self, per: str = "element") -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std [h, w, c] of unscaled latents, of every "element" or "channel" (see manifest.statistics).
+
+        Of the training rows as encoding measured them or, where a tag or groups chose some, of those by another pass.
+        """
+        if not self.subset:
+            return manifest.statistics(self.folders, per)
+        manifest.check_statistics(per)
+        stats = LatentStats()
+        for start in range(0, len(self), SUMMED):
+            some = self.batch(np.arange(start, min(start + SUMMED, len(self))))
+            stats.add(some["mean"], some["std"].astype(np.float64) ** 2)
+        shape = self.manifests[0].latent_shape
+        mean, std = (np.broadcast_to(values, shape) for values in getattr(stats, per))
+        return manifest.usable(mean, std, self.folders)
 
     def batch(self, positions: Integer[np.ndarray, " b"]) -> dict[str, np.ndarray]:
         """Arrays of the chosen rows at `positions` (into `chosen`), with their row numbers as "index".

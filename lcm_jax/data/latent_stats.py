@@ -11,9 +11,9 @@ class LatentStats:
         self.count = count
         self._mean, self._square = mean, square  # E z and E z^2 of each element, as float64 sums
 
-    def add(self, mean: Float[np.ndarray, "n h w c"], logvar: Float[np.ndarray, "n h w c"]) -> None:
-        """Add one shard's moments."""
-        mean, variance = mean.astype(np.float64), np.exp(logvar.astype(np.float64))
+    def add(self, mean: Float[np.ndarray, "n h w c"], variance: Float[np.ndarray, "n h w c"]) -> None:
+        """Add moments of some examples."""
+        mean, variance = mean.astype(np.float64), variance.astype(np.float64)
         self.join(LatentStats(len(mean), mean.sum(0), (mean**2 + variance).sum(0)))
 
     def join(self, other: "LatentStats") -> None:

@@ -16,6 +16,7 @@ MAKERS = "launch.encode or launch.synthesize"
 FILE, ROWS, SKIPPED = "manifest.json", "rows.jsonl", "skipped.jsonl"
 TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
 CAPTION_ARRAYS = ("context", "pooled", "tokens")
+STATISTICS = ("element", "channel")  # over what their mean and std are taken
 UNCONDITIONAL, ELEMENTS = "unconditional_{}.npy", "element_stats.npy"
 
 
@@ -44,6 +45,7 @@ class Manifest:
     size_ids: bool = False  # whether "time_ids" are stored
     crop: dict = field(default_factory=dict)  # settings of data.crop.Crop that are not the default
     skipped: int = 0  # images that were left out, listed in skipped.jsonl
+    sketch: tuple[float, ...] = ()  # numbers of the autoencoder that made the latents (models.encoder_sketch)
     classes: tuple[str, ...] = ()  # names of the classes, in the order of the labels' numbers
 
     @property
@@ -157,8 +159,7 @@ def statistics(folders: Sequence[str | Path], per: str = "element") -> tuple[np.
     Several folders count as one, each by the examples it was measured on: its train split's, where it has one. Raises
     ValueError for another word, and for latents of which an element never changes.
     """
-    if per not in ("element", "channel"):
-        raise ValueError(f"config.data.statistics is {per!r}; choose 'element' or 'channel'")
+    check_statistics(per)
     made = [read(folder) for folder in folders]
     if per == "element":
         stats = np.array([element_stats(folder) for folder in folders], np.float64)
@@ -170,10 +171,23 @@ def statistics(folders: Sequence[str | Path], per: str = "element") -> tuple[np.
     share = (counts / counts.sum()).reshape(-1, 1, 1, 1)
     mean = (share * means).sum(0)
     std = np.sqrt((share * (stds**2 + (means - mean) ** 2)).sum(0))  # the law of total variance
+    return usable(mean, std, folders)
+
+
+def check_statistics(per: str) -> None:
+    """ValueError for a word that names no statistics of latents."""
+    if per not in STATISTICS:
+        raise ValueError(f"config.data.statistics is {per!r}; choose {' or '.join(map(repr, STATISTICS))}")
+
+
+def usable(mean: np.ndarray, std: np.ndarray, folders: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std as float32; ValueError where an element of the latents of these folders never changes."""
     if not (std > 0).all():
         where = tuple(int(i) for i in np.argwhere(~(std > 0))[0])
         named = ", ".join(map(str, folders))
-        raise ValueError(f"{named}: element {where} of the latents never changes: set data.statistics to 'channel'")
+        raise ValueError(
+            f"{named}: element {where} of the latents never changes: set config.data.statistics to 'channel'"
+        )
     return mean.astype(np.float32), std.astype(np.float32)
 
 

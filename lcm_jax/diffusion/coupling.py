@@ -45,10 +45,7 @@ class OptimalTransport:
             raise ValueError(f"tolerance is {self.tolerance}: give a positive share, such as 1e-3")
 
     def __call__(self, z0: Latent, eps: Latent) -> tuple[Latent, Metrics]:
-        b = z0.shape[0]
-        if b % self.parts:
-            raise ValueError(f"a batch of {b} does not split into {self.parts} equal parts to couple: change either")
-        own = b // self.parts
+        own = self.part_size(z0.shape[0])
         x, n = (v.reshape(self.parts, own, -1).astype(jnp.float32) for v in (z0, eps))
         # |x - n|^2 = |x|^2 - 2 <x, n> + |n|^2, and no order changes the squares' sum.
         product = jnp.einsum("pad,pbd->pab", x, n, precision="highest")
@@ -58,6 +55,12 @@ class OptimalTransport:
         before, after = (jnp.square(x - v).sum() for v in (n, coupled))
         coupled = jnp.where(finite, coupled, jnp.nan).reshape(eps.shape).astype(eps.dtype)
         return coupled, {"transport_gain/mean": 1 - after / before}
+
+    def part_size(self, b: int) -> int:
+        """Samples of each part of a batch of b; ValueError where they cannot be equal."""
+        if b % self.parts:
+            raise ValueError(f"a batch of {b} does not split into {self.parts} equal parts to couple: change either")
+        return b // self.parts
 
     def match(self, product: Float[Array, "n n"]) -> Int[Array, " n"]:
         """The column of each row of one part, found by what is the faster where it runs."""

@@ -14,6 +14,8 @@ from lcm_jax.typing import Params
 ROLES = {
     "consistency": "A latent consistency model: pictures in one to a few steps, guidance w as an input.",
     "diffusion": "A latent diffusion model, guided while sampling; a teacher to distil.",
+    "consistency of noise": "A latent consistency model that draws from noise alone: pictures in one to a few steps.",
+    "diffusion of noise": "A latent denoiser of noise levels, sampled by Heun's method; a teacher to distil or tune.",
     "autoencoder": "An autoencoder of pictures: the latents other models work in.",
 }
 
@@ -32,7 +34,8 @@ def model_card(out: Path, description: Mapping[str, Any], networks: Mapping[str,
 def card(title: str, description: Mapping[str, Any], table: str, sections: Sequence[str]) -> str:
     """A whole card: title, what it is, a table, sections of its own, training and whom it owes."""
     about = description["about"]
-    parts = [f"# {title}", ROLES[description["role"]], table, *sections]
+    role = description["role"] + (" of noise" if "network" in description else "")
+    parts = [f"# {title}", ROLES[role], table, *sections]
     if "training" in about:
         parts.append(f"## Training\n\n{training(about['training'])}")
     parts.append(f"## Licence and attribution\n\n{credits(about)}")

@@ -108,7 +108,8 @@ class ADM(nnx.Module):
         emb = 4 * cfg.width
         self.map_layer0, self.map_layer1 = _linear(cfg.width, emb, cfg, rngs), _linear(emb, emb, cfg, rngs)
         # One more row than there are classes: the last stands for "no label".
-        self.map_label = nnx.Embed(cfg.classes + 1, emb, rngs=rngs) if cfg.classes else None
+        unit = nnx.initializers.normal(1.0)  # as EDM's own starts: its linear map of one-hot labels, scaled back up
+        self.map_label = nnx.Embed(cfg.classes + 1, emb, embedding_init=unit, rngs=rngs) if cfg.classes else None
 
         channels = [m * cfg.width for m in cfg.multipliers]
         sides = [cfg.side >> i for i in range(len(channels))]

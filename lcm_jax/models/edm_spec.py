@@ -33,6 +33,7 @@ class EDMSpec:
     time_scale: float = 250.0  # of ln sigma, as the network is told it
     sigmas: tuple[tuple[float, ...], ...] = ((80.0,), (80.0, 0.5286))  # of sampling in 1, 2, ... steps
     classes: tuple[str, ...] = ()  # their names, label by label; of a network that is told labels and is trained
+    no_label: bool = False  # whether it learned pictures without a label, whose number is that of the classes
     about: dict[str, Any] = field(default_factory=dict)  # licence, attribution, how it was trained
 
     def __post_init__(self) -> None:

@@ -53,6 +53,7 @@ class UNetConfig:
     added_width: int | None = None  # SDXL: width of pooled text + size ids
     added_time_width: int = 256  # SDXL: sinusoid width of each size id
     norm_groups: int = 32
+    upcast_attention: bool = False  # other software's switch, kept for it: attention is float32 here at any rate
     dtype: str = "float32"  # compute; parameters stay float32
     remat: str = "none"  # what the backward pass recomputes: see REMAT
 

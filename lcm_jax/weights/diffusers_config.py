@@ -21,6 +21,7 @@ _UNET = {
     "attention_head_dim": 8,
     "cross_attention_dim": 1280,
     "use_linear_projection": False,
+    "upcast_attention": False,
     "norm_num_groups": 32,
     "time_cond_proj_dim": None,
     "time_embedding_dim": None,
@@ -60,9 +61,8 @@ _UNET_FIXED = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# Any value will do: logits are float32 here at any rate; heads of another addition_embed_type; the record that
-# diffusers' EMAModel leaves of its averaging.
-_UNET_UNREAD = ("sample_size", "upcast_attention", "addition_embed_type_num_heads", "decay", "inv_gamma", "min_decay")
+# Any value will do: heads of another addition_embed_type; the record that diffusers' EMAModel leaves of its averaging.
+_UNET_UNREAD = ("sample_size", "addition_embed_type_num_heads", "decay", "inv_gamma", "min_decay")
 _UNET_UNREAD += ("optimization_step", "power", "update_after_step", "use_ema_warmup")
 _ADDED_TIME_WIDTH = 256
 
@@ -74,6 +74,7 @@ _VAE = {
     "layers_per_block": 1,
     "norm_num_groups": 32,
     "scaling_factor": 0.18215,
+    "shift_factor": None,
     "force_upcast": True,
 }
 _VAE_FIXED = {
@@ -83,7 +84,6 @@ _VAE_FIXED = {
     "latents_std": (None,),
     "mid_block_add_attention": (True,),
     "out_channels": (3,),
-    "shift_factor": (None, 0),
     "use_post_quant_conv": (True,),
     "use_quant_conv": (True,),
 }
@@ -136,6 +136,7 @@ def unet_sizes(config: Config, source: str = "unet/config.json") -> dict[str, An
         "out_channels": None if out == inp else out,
         "context_width": count(c, "cross_attention_dim", source),
         "linear_projection": bool(c["use_linear_projection"]),
+        "upcast_attention": bool(c["upcast_attention"]),
         "w_width": count(c, "time_cond_proj_dim", source) if c["time_cond_proj_dim"] is not None else None,
         "added_width": count(c, "projection_class_embeddings_input_dim", source) if added else None,
         "added_time_width": count(c, "addition_time_embed_dim", source) if added else _ADDED_TIME_WIDTH,
@@ -169,6 +170,7 @@ def unet_config(sizes: Mapping[str, Any], sample_size: int) -> dict[str, Any]:
         "addition_embed_type": "text_time" if added else None,
         "addition_time_embed_dim": sizes["added_time_width"] if added else None,
         "projection_class_embeddings_input_dim": added,
+        **({"upcast_attention": True} if sizes["upcast_attention"] else {}),
     }
 
 
@@ -191,6 +193,7 @@ def autoencoder_sizes(config: Config, source: str = "vae/config.json") -> dict[s
         "patch": 1,
         "norm_groups": count(c, "norm_num_groups", source),
         "scale": _number(c, "scaling_factor", source),
+        "shift": 0.0 if c["shift_factor"] is None else _number(c, "shift_factor", source),
         "force_upcast": bool(c["force_upcast"]),
     }
 

@@ -29,6 +29,7 @@ _CLASSES = {
     "text_encoder": _CLIP,
     "text_encoder_2": _CLIP[1:],
 }
+_LIBRARIES = ("diffusers", "transformers")
 _SIZE_IDS = 6  # original size, crop and target size, two numbers each (SDXL section 2.2)
 
 
@@ -65,7 +66,7 @@ def describe(folder: str | os.PathLike) -> Description:
         holds = f"it has {here}" if here else "nothing is there"
         raise FileNotFoundError(f"{folder} holds no {INDEX} ({holds}): give a folder that save_pretrained wrote")
     index = _json(folder / INDEX)
-    if (name := index.get("_class_name")) not in FAMILIES:
+    if not isinstance(name := index.get("_class_name"), str) or name not in FAMILIES:
         raise ValueError(f"{folder / INDEX} is of a {name}; supported: {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     places = {
@@ -75,7 +76,9 @@ def describe(folder: str | os.PathLike) -> Description:
     unet = unet_sizes(unet_json, f"{places['unet']}/{CONFIG}")
     vae_json["_class_name"] = index["vae"][1]  # the index decides, as below
     autoencoder = autoencoder_sizes(vae_json, f"{places['vae']}/{CONFIG}")
-    text_encoders = {part: _json(places[part] / CONFIG) for part in TEXT_ENCODERS[family]}
+    text_encoders = {
+        part: {**_json(places[part] / CONFIG), "architectures": [index[part][1]]} for part in TEXT_ENCODERS[family]
+    }
     _check_fit(folder, family, unet, autoencoder, text_encoders)
 
     file = _place(folder, index, "scheduler") / "scheduler_config.json"
@@ -122,6 +125,9 @@ def _place(folder: Path, index: Mapping[str, Any], part: str) -> Path:
     entry = index.get(part)
     if not isinstance(entry, list) or len(entry) != 2 or not entry[1]:
         raise ValueError(f"{folder / INDEX} names no {part} (it says {entry!r}): give a whole pipeline")
+    if entry[0] not in _LIBRARIES:
+        own = "has code of its own" if part in _CLASSES else "is of a library that is not read"
+        raise ValueError(f"{folder / INDEX}: {part} {own} ({entry[0]}); supported: {', '.join(_LIBRARIES)}")
     if part in _CLASSES and entry[1] not in _CLASSES[part]:
         raise ValueError(f"{folder / INDEX}: {part} is a {entry[1]}; supported: {', '.join(_CLASSES[part])}")
     if not (folder / part).is_dir():

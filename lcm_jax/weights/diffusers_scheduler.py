@@ -69,7 +69,7 @@ def scheduler_path(config: Config, source: str = "scheduler/scheduler_config.jso
     Raises ValueError naming the key, its value and what is supported, and for epsilon at zero terminal SNR.
     """
     name = config.get("_class_name")
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         refuse(source, "_class_name", name, ", ".join(CLASSES))
     c = read(config, name, {**_SIZED, **CLASSES[name]}, _FIXED, _UNREAD, source)
     for key, known in (("prediction_type", KINDS), ("beta_schedule", SCHEDULES), ("timestep_spacing", SPACINGS)):

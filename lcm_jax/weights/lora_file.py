@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ def read(path: str | os.PathLike, trees: Mapping[str, Tree]) -> dict[str, Adapte
     Raises ValueError for what `detect` refuses, for adapters of a network that `trees` lacks, and, with their number
     and names, for modules the network lacks, has twice or has in another shape.
     """
-    file = SafetensorsFile(path)
+    file = SafetensorsFile(file_of(path))
     try:
         naming = detect(file)
         found = _sorted_out(file, naming)
@@ -122,6 +123,18 @@ def read(path: str | os.PathLike, trees: Mapping[str, Tree]) -> dict[str, Adapte
         }
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def file_of(path: str | os.PathLike) -> Path:
+    """The file itself, or the one that a folder holds; FileNotFoundError for a folder of none or several."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    held = sorted(path.glob("*.safetensors"))
+    if len(held) != 1:
+        names = ", ".join(each.name for each in held) or "none"
+        raise FileNotFoundError(f"{path} is a folder of {len(held)} LoRA files ({names}): give the file")
+    return held[0]
 
 
 def write(

@@ -20,6 +20,7 @@ from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.autoencoder_tiny import TinyAutoencoderConfig
 from lcm_jax.models.spec import GuidanceSpec, ModelSpec, PathSpec, TextSpec
 from lcm_jax.models.unet import UNetConfig
+from lcm_jax.weights.fetch import CLIP_MERGES, FetchError, fetch
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 from lcm_jax.weights.single_file import SingleFile, write
 
@@ -73,6 +74,24 @@ def test_a_file_is_read_back_whole(family, tmp_path):
     assert f"original layout of {family}" in (out / "README.md").read_text()
 
 
+def test_a_file_that_comes_alone_is_given_clips_published_tokenizers(tmp_path):
+    try:
+        fetch(CLIP_MERGES)
+    except FetchError as error:
+        pytest.skip(f"the published vocabulary is not at hand: {error}")
+    spec = model("sdxl")
+    towers = tuple(dataclasses.replace(tower, vocabulary=49408) for tower in spec.text.towers)
+    spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, towers=towers))
+    out = exporting.export(tiny_sd.model_folder(tmp_path / "flax", spec), tmp_path / "whole", "single-file", "float16")
+    (tmp_path / "alone").mkdir()
+    file = (out / "whole.safetensors").rename(tmp_path / "alone" / "whole.safetensors")
+    first, second = source.open_model(file).captions.tokens(["a photo of a cat"])[0]
+    cat = [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert first.tolist()[:7] == second.tolist()[:7] == cat and (first[7], second[7]) == (49407, 0)
+    again = exporting.export(file, tmp_path / "again", "diffusers")
+    assert (again / "tokenizer" / "vocab.json").is_file() and (again / "tokenizer_2" / "merges.txt").is_file()
+
+
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory):
     """A file of SD 2.x that does not say what it predicts, as most; its tokenizer beside it."""
@@ -93,7 +112,7 @@ def test_a_file_of_sd2_that_does_not_say_what_it_predicts_is_asked_about(silent,
     assert source.open_model(out).spec.kind == "v"
     # A run asks config.model: by kind, or by the family that is to be distilled.
     assert start.opened(str(silent), {"kind": "v"}, False)[1].image_size == 768
-    with pytest.raises(ValueError, match="is not of config.model.family 'sd21_768': unet is"):  # tiny, but of its kind
+    with pytest.raises(ValueError, match="is not of config.model.family 'sd21_768': unet has"):  # tiny, but of its kind
         start.opened(str(silent), {"family": "sd21_768"}, False)
 
 

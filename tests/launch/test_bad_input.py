@@ -45,6 +45,24 @@ def fails(config, *parts, error=(ValueError, KeyError, FileNotFoundError)):
 
 def test_a_good_config_builds(good):
     assert build.run(good).spec.guidance.w_max == 4.0
+    for none in ("none", "", None):
+        assert build.run({**good, "model": {**good["model"], "family": none}}).spec.guidance.w_max == 4.0
+
+
+def test_a_model_of_another_family_is_told_by_what_differs(good, first):
+    with pytest.raises(ValueError) as raised:
+        build.run({**good, "model": {**good["model"], "family": "sd15"}})
+    said = str(raised.value)
+    assert "is not of config.model.family 'sd15': unet has channels (16,), attention (True,)" in said
+    assert "there channels (320, 640, 1280, 1280)" in said and "dtype" not in said
+
+
+def test_a_student_is_told_w_in_the_numbers_that_it_has_learned(good, first):
+    lcf = {"name": "lcf", "w_min": 1.0, "w_max": 4.0, "w_width": 16}
+    config = {**good, "objective": lcf, "model": {"start": str(first.student), "w_width": 16}}
+    fails(config, f"config.model.w_width is 16, {first.student} is told w in 8 numbers: set it and config.objective.w_")
+    lcf["w_width"] = 8
+    assert build.run({**config, "model": {"start": str(first.student)}}).spec.unet.w_width == 8
 
 
 SPOILED = [
@@ -52,7 +70,7 @@ SPOILED = [
     ({}, {"data": {"batchsize": 4}}, "config.data has no key 'batchsize'; did you mean 'batch_size'?"),
     ({}, {"data": {"bach_size": 4}}, "config.data has no key 'bach_size'; did you mean 'batch_size'?"),
     ({}, {"model": {"w_with": 4}}, "config.model has no key 'w_with'; did you mean 'w_width'?"),
-    ({}, {"model": {"unet": {"chanels": [1]}}}, "did you mean 'channels'?"),
+    ({}, {"model": {"unet": {"heads": [4, 4]}}}, "config.model.unet is {'heads': [4, 4]}: name a preset"),
     ({}, {"model": {"unet": "emogi"}}, "unknown preset 'emogi'; choose one of emoji"),
     ({}, {"model": {"kind": "epsilon"}}, "kind is 'epsilon'; choose one of 'eps', 'v', 'x0'"),
     ({}, {"model": {"kind": "eps", "path": {"zero_terminal_snr": True}}}, "zero terminal SNR"),

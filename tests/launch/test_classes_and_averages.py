@@ -16,11 +16,12 @@ import tiny
 from lcm_jax import assembly, build, build_edm, drawing, encoding, exporting, planning, run_folder
 from lcm_jax.assess import evaluation_set, noise_evaluation
 from lcm_jax.data import manifest
+from lcm_jax.data.latent_rows import LatentRows
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.source import open_model
-from lcm_jax.start_edm import agree
+from lcm_jax.start_edm import EDMStart, agree
 from lcm_jax.train import metrics
 from lcm_jax.train.checkpoint import Checkpointer, flatten
 
@@ -155,7 +156,7 @@ def test_pictures_are_drawn_by_class(labelled, exported, tmp_path):
     np.testing.assert_array_equal(pipe(3, label=[1, 1, 2])[:2], by_name[:2])
     for label, message in (
         ("gren", "unknown label 'gren'; choose a number up to 3, or one of blue, green, red, white"),
-        (5, "outside 0..3"),
+        (5, r"outside 0..3 \(4: none of the classes\)"),
         ([0, 1], "2 labels were given for 3 pictures"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -227,6 +228,36 @@ def test_a_teacher_must_know_the_same_classes(exported):
         agree("teacher", fewer, spec)
     with pytest.raises(ValueError, match="teacher has classes of other names"):
         agree("teacher", replace(spec, classes=("a", "b", "c", "d")), spec)
+
+
+def test_no_label_is_drawn_and_distilled_where_it_was_learned(exported, latents32, data):
+    pipe = EDMPipeline.load(exported)
+    assert pipe.spec.no_label
+    always = EDMPipeline(replace(pipe.spec, no_label=False), pipe.params)
+    with pytest.raises(ValueError, match="label 4 is none of the classes, but this model learned all pictures with th"):
+        always(1, label=4)
+    with pytest.raises(ValueError, match=r"outside 0..3$"):
+        always(1, label=5)
+    rows = LatentRows([latents32], split="train")
+    assert not rows.unlabelled
+    teacher = open_model(exported)
+    teacher.spec = always.spec
+    start = EDMStart(always.spec, None, False, teacher)
+    told = build_edm.learns_no_label
+    assert not told(start, 0.0, rows)
+    with pytest.raises(ValueError, match="never learned pictures without a label: set config.objective.label_drop"):
+        told(start, 0.1, rows)
+    rows._labels[rows.chosen[0]] = 4
+    assert rows.unlabelled
+    with pytest.raises(ValueError, match="never learned .*: choose pictures that all have a label"):
+        told(start, 0.0, rows)
+    assert told(EDMStart(always.spec, None, False, None), 0.0, rows)
+    assert told(EDMStart(pipe.spec, None, False, open_model(exported)), 0.1, rows)
+    fresh = {"start": str(data.autoencoder), "network": "dit_tiny", "classes": 4}
+    for model, drop, wanted in ((fresh, 0.0, False), (fresh, 0.1, True), ({"start": str(exported)}, 0.0, True)):
+        run = build.run(tiny.config({"name": "ct", "steps": 3, "label_drop": drop}, model, latents32))
+        run.loader.close()
+        assert run.spec.no_label is wanted
 
 
 def test_data_of_other_classes_or_none_are_refused(exported, labelled, data, tmp_path):

@@ -108,5 +108,7 @@ def test_rows_of_a_tag_keep_their_own_images_and_captions(tagged):
     np.testing.assert_array_equal(found["train"].condition["context"], states)
     with pytest.raises(ValueError, match="no rows in split 'heldout': leave it out of --splits"):
         evaluation_set.choose(found, ["heldout"])
+    for tag, count in (("rare", 4), (None, 48)):
+        assert evaluation_set.training_pictures(tagged.latents, {}, spec, tag, progress=False).count == count
     with pytest.raises(ValueError, match="only 2 images to score"):
         evaluation_set.choose(found, ["train"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,16 +14,19 @@ import numpy as np
 import pytest
 import tiny
 import tiny_sd
+from PIL import Image
 
 from configs import slct_latent32
 from lcm_jax import build, build_edm, drawing, encoding, exporting, objectives, planning, run_folder, sections
 from lcm_jax.assess import evaluation_set, noise_evaluation, telemetry
 from lcm_jax.data import manifest
+from lcm_jax.data.latent_rows import LatentRows
 from lcm_jax.edm_pipeline import EDMPipeline
 from lcm_jax.evaluate import grid
 from lcm_jax.evaluate.features import FeatureNet
 from lcm_jax.models.autoencoder import AutoencoderConfig
 from lcm_jax.models.edm_spec import EDMSpec
+from lcm_jax.parallel.mesh import make_mesh
 from lcm_jax.pipeline import Pipeline
 from lcm_jax.source import open_model
 from lcm_jax.weights.diffusers_config import autoencoder_config
@@ -66,7 +70,10 @@ def test_every_method_makes_a_model_that_says_what_it_is(made):
     assert training["step"] == 3 and training["config"]["objective"] == {"name": "slct", "s1": 20, "steps": 3}
     card = (made.slct.exported / "README.md").read_text()
     assert "EDMPipeline.load" in card and "noise levels of 2 steps | 80, 0.5286" in card and "--n 16 --steps 2" in card
-    assert "--n 16 --steps 18" in (made.edm.exported / "README.md").read_text()
+    assert "draws from noise alone: pictures in one to a few steps" in card
+    assert "guid" not in card.split("## Training")[0]
+    denoiser = (made.edm.exported / "README.md").read_text()
+    assert "--n 16 --steps 18" in denoiser and "guid" not in denoiser.split("## Training")[0]
 
 
 def test_weights_move_and_go_on_from_where_they_were(made):
@@ -100,6 +107,24 @@ def test_statistics_are_those_of_the_data_and_travel_with_the_weights(made, late
     assert (channel_std > 0).all()
     with pytest.raises(ValueError, match="data.statistics is 'pixel'; choose 'element' or 'channel'"):
         manifest.statistics([latents32], "pixel")
+
+
+@pytest.mark.parametrize("per", ["element", "channel"])
+def test_a_subset_has_statistics_of_its_own(made, latents32, per):
+    whole = LatentRows([latents32], split="train")
+    groups = [whole.names[i].group for i in whole.chosen[:9]]
+    config = {**made.slct.config, "data": {**made.slct.config["data"], "groups": groups, "statistics": per}}
+    run = build.run(config)
+    run.loader.close()
+    seen = LatentRows([latents32], split="train", groups=groups).batch(np.arange(9))
+    axes = 0 if per == "element" else (0, 1, 2)
+    mean = seen["mean"].astype(float).mean(axes)
+    std = np.sqrt((seen["mean"].astype(float) ** 2 + seen["std"].astype(float) ** 2).mean(axes) - mean**2)
+    kept = run.networks["statistics"]
+    assert kept["mean"].shape == kept["std"].shape == (4, 4, 4)
+    np.testing.assert_allclose(kept["mean"], np.broadcast_to(mean, (4, 4, 4)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(kept["std"], np.broadcast_to(std, (4, 4, 4)), rtol=1e-4)
+    assert np.abs(kept["mean"] - whole.statistics(per)[0]).max() > 1e-3
 
 
 def test_what_the_step_sees_has_the_spread_of_sigma_data(made):
@@ -145,6 +170,28 @@ def test_a_run_and_its_export_draw_the_same(made, name, steps, tmp_path):
     assert chosen["evaluations"] == there.nfe(steps) == {"edm": 5, "slct": 2}[name]
 
 
+def test_pictures_drawn_before_an_interruption_are_kept(made, tmp_path, monkeypatch):
+    pipe = run_folder.pipeline(made.slct.exported)
+    told = {"n": 5, "steps": 1, "batch": 2, "progress": False}
+    stream = EDMPipeline.stream
+
+    def stops(self, *given, **more):
+        yield next(stream(self, *given, **more))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EDMPipeline, "stream", stops)
+        drawing.draw_from_noise(pipe, tmp_path, **told)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) == 2
+    drawing.draw_from_noise(pipe, tmp_path, **told)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept and len(list(tmp_path.iterdir())) == 6
+    whole = pipe(5, steps=1, batch=2)
+    for number, picture in enumerate(whole):
+        (path,) = tmp_path.glob(f"consistency1-*-{number:03d}.png")
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - picture).max() <= 1
+
+
 def test_pictures_while_training_show_every_number_of_steps(made):
     (path,) = (made.slct.run / "samples").iterdir()
     assert grid.settings(path) == {"step": 3, "steps": [1, 2], "seed": 0}
@@ -160,6 +207,9 @@ def test_noise_levels_can_be_chosen_and_are_checked(made):
         ({"steps": 3}, "noise levels for 1 to 2 steps, not 3"),
         ({"sigmas": (1.0, 2.0)}, "noise levels must fall"),
         ({"sigmas": (80.0, 0.001)}, "not above 0.002"),
+        ({"sigmas": (81.0, 0.5)}, "81 is above 80, the highest that was trained"),
+        ({"sigmas": (float("inf"), 0.5)}, "inf is above 80"),
+        ({"sigmas": (float("nan"),)}, "nan is not above 0.002"),
         ({"sigmas": (80.0,), "steps": 2}, "leave steps out"),
         ({"n": 0}, "nothing to draw"),
     ):
@@ -211,7 +261,7 @@ def test_the_autoencoder_may_be_one_that_diffusers_saved_alone(data, tmp_path):
     made = exporting.export(tmp_path / "run", tmp_path / "exported", msgpack=False)
     first = open_model(alone).load("autoencoder")
     jax.tree.map(np.testing.assert_array_equal, open_model(made).load("autoencoder"), first)
-    with pytest.raises(ValueError, match="vae is not of config.model.family 'sd15': autoencoder is Autoenc.* name its"):
+    with pytest.raises(ValueError, match="vae is not of config.model.family 'sd15': autoencoder has .* name its"):
         build.run({**config, "model": {**model, "family": "sd15"}})
     with pytest.raises(ValueError, match="vae holds an autoencoder only: name a preset in config.model.unet"):
         build.run({**config, "model": {"start": alone}, "objective": {"name": "diffusion"}})
@@ -248,6 +298,41 @@ def test_bad_settings_are_named_before_anything_compiles(made, data, latents32, 
         build.run(tiny.config(objective, model, latents32))
 
 
+@pytest.mark.parametrize("name", ["cd", "ect"])
+def test_statistics_of_a_start_are_not_chosen_again(made, name):
+    config = getattr(made, name).config
+    with pytest.raises(ValueError, match="statistics is 'channel', but .*exported has statistics of its own: leave it"):
+        build.run({**config, "data": {**config["data"], "statistics": "channel"}})
+
+
+def test_a_batch_that_cannot_be_coupled_leaves_no_run_behind(made):
+    config = {**made.slct.config, "objective": {"name": "slct", "s1": 20, "transport_parts": 3}}
+    with pytest.raises(ValueError, match="a batch of 8 does not split into 3 equal parts to couple: change either"):
+        build.run(config)
+    config = {**config, "objective": {"name": "slct", "s1": 20, "transport_parts": 4}}
+    build.run(config).loader.close()
+    config = {**config, "optimizer": {**config["optimizer"], "accumulate": 4}}
+    with pytest.raises(ValueError, match="a batch of 2 does not split into 4 equal parts"):
+        build.run(config)
+
+
+def test_a_run_of_other_devices_is_looked_at_by_those_that_are_here(made, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "make_mesh", make_mesh)  # all eight devices
+    away = tmp_path / "away"
+    shutil.copytree(made.slct.run, away)
+    told = json.loads((away / "config.json").read_text())
+    config = {**told, "mesh": {"data": -1, "fsdp": 16, "rules": "fsdp"}}
+    (away / "config.json").write_text(json.dumps(config))
+    run, state = run_folder.reopen(away)
+    run.loader.close()
+    assert run.mesh.size == jax.device_count() == run.mesh.shape["data"] and "do not multiply to the 8" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, state.ema, made.slct.state.ema)
+    (away / "config.json").write_text(json.dumps({**told, "mesh": {"fsdp": 2, "rules": "fsdp"}}))
+    run, _ = run_folder.reopen(away)
+    run.loader.close()
+    assert run.mesh.shape["fsdp"] == 2  # its own, which fits
+
+
 def test_other_formats_and_other_pipelines_refuse_it(made, data, tmp_path):
     with pytest.raises(ValueError, match="a network of noise levels, which diffusers has no place for"):
         exporting.export(made.slct.exported, tmp_path / "out", "diffusers")
@@ -255,6 +340,8 @@ def test_other_formats_and_other_pipelines_refuse_it(made, data, tmp_path):
         Pipeline.load(made.slct.exported)
     with pytest.raises(ValueError, match="is no network of noise levels"):
         EDMPipeline.load(data.autoencoder)
+    with pytest.raises(ValueError, match="edm_slct_exported draws from noise alone: give a model that takes captions"):
+        run_folder.captioned(made.slct.exported)
 
 
 def test_specs_say_what_does_not_fit(made):

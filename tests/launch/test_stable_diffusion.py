@@ -243,7 +243,7 @@ def test_impossible_adapters_are_refused(teacher, data):
         ({"teacher": str(teacher), "lora": LORA, "w_width": 8}, LCD, "w_width cannot be set beside config.model.lora"),
         ({"teacher": str(teacher), "lora": {**LORA, "targets": ["nothing"]}}, bare, "which matches no kernel"),
         ({"teacher": str(teacher), "family": "sd21"}, LCD, "choose one of sd15, sd21_base, sd21_768, sdxl"),
-        ({"teacher": str(teacher), "family": "sd15"}, LCD, "is not of config.model.family 'sd15': unet is"),
+        ({"teacher": str(teacher), "family": "sd15"}, LCD, "is not of config.model.family 'sd15': unet has"),
     ):
         with pytest.raises(ValueError, match=message):
             build.run(tiny.config(objective, model, data))
@@ -276,7 +276,7 @@ def test_a_list_of_prompts_goes_on_where_it_stopped(sd, tmp_path, monkeypatch):
     drawing.draw(pipe, prompts, tmp_path, **settings)
     assert asked == ["a blue bar"] and [path.read_bytes() for path in files] == was
     drawing.draw(pipe, prompts, tmp_path, **settings | {"negative_prompt": "ugly"})  # other settings: drawn anew
-    assert asked[1:] == prompts
+    assert asked[1:] == [prompt for prompt in prompts for _ in range(2)]
 
 
 def test_pictures_of_other_settings_are_drawn_anew(sd, pictures, tmp_path, monkeypatch):

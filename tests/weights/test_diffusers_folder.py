@@ -292,7 +292,10 @@ def test_a_damaged_or_missing_file_is_named(folder, part):
         ("unet/config.json", {"out_channels": 8}, "turns 4 channels into 8"),
         ("unet/config.json", {"cross_attention_dim": 1024}, "captions 1024 wide, text_encoder make 768"),
         ("unet/config.json", {"sample_size": [64, 96]}, r"sample_size \[64, 96\]; supported: one whole number"),
-        ("vae/config.json", {"shift_factor": 0.1}, "vae/config.json has shift_factor = 0.1"),
+        ("vae/config.json", {"shift_factor": 0.1}, "/vae has shift_factor = 0.1, which diffusers' model_index.json"),
+        ("model_index.json", {"_class_name": ["pipeline", "Mine"]}, r"is of a \['pipeline', 'Mine'\]; supported"),
+        ("model_index.json", {"unet": ["mine", "UNet2DConditionModel"]}, r"unet has code of its own \(mine\); supp"),
+        ("model_index.json", {"scheduler": ["diffusers", ["a", "b"]]}, r"_class_name = \['a', 'b'\]"),
         ("vae/config.json", {"latent_channels": 16}, "turns 4 channels into 4, .*/vae makes 16"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "scheduler_config.json joins"),
     ],
@@ -309,6 +312,11 @@ def test_captions_of_sdxl_must_fit_as_well(tmp_path):
     change(folder, "text_encoder_2/config.json", projection_dim=768)
     with pytest.raises(ValueError, match="takes 2816 added numbers, pooled text and size ids are 2304"):
         describe(folder)
+
+
+def test_the_index_decides_which_text_encoder_is_made(folder):
+    change(folder, "text_encoder/config.json", architectures=None)
+    assert describe(folder).text_encoders["text_encoder"]["architectures"] == ["CLIPTextModel"]
 
 
 def test_the_index_decides_which_scheduler_is_made(folder):

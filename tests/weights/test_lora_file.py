@@ -15,7 +15,7 @@ from lcm_jax.models import lora
 from lcm_jax.models.presets import UNETS
 from lcm_jax.models.unet import unet
 from lcm_jax.weights.bijection import flatten, from_torch, to_torch, unflatten
-from lcm_jax.weights.lora_file import NAMINGS, detect, module_names, read, write
+from lcm_jax.weights.lora_file import NAMINGS, detect, file_of, module_names, read, write
 from lcm_jax.weights.safetensors_file import SafetensorsFile
 
 
@@ -343,6 +343,17 @@ def test_a_file_for_more_than_is_there_is_an_error(tmp_path):
         read(path, {"unet": TINY["unet"]})
     write(path, {"text_encoder": (text, 2)}, TINY | {"text_encoder_2": {}}, "kohya")
     assert "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha" in SafetensorsFile(path)
+
+
+def test_a_folder_of_one_file_is_that_file(tmp_path):
+    (tmp_path / "README.md").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"is a folder of 0 LoRA files \(none\): give the file"):
+        read(tmp_path, {})
+    (tmp_path / "one.safetensors").write_bytes(b"")
+    assert file_of(tmp_path) == file_of(tmp_path / "one.safetensors") == tmp_path / "one.safetensors"
+    (tmp_path / "two.safetensors").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"2 LoRA files \(one.safetensors, two.safetensors\): give the file"):
+        file_of(tmp_path)
 
 
 def test_damage_is_named(tmp_path):
