@@ -104,7 +104,7 @@ class Pipeline:
         seed: int = 0,
         n: int = 1,
         sampler: str | None = None,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | int | None = None,
         image: UInt8[np.ndarray, "h w 3"] | None = None,
         strength: float = 0.6,
         tile: int | None = None,
@@ -115,16 +115,17 @@ class Pipeline:
     ) -> np.ndarray:
         """Images uint8 [len(prompts) * n, H, W, 3], the n images of a prompt side by side.
 
-        `w` is LCM's guidance (others' scale - 1), by default `default_w`; `size` is (height, width). A prompt's i-th
-        picture is the same whatever else is drawn; `first` is the i of each prompt's first one, by default 0 and, for
-        a prompt named again, what follows (`firsts`). `image` is changed by `strength` in (0, 1] instead of drawing
-        from nothing; `ids` is what SDXL is told of sizes. Raises ValueError for no prompt, an unknown sampler,
+        `w` is LCM's guidance (others' scale - 1), by default `default_w`; `size` is (height, width) or a side. The i-th
+        picture of a prompt is the same whatever else is drawn; `first` is the i of each prompt's first one, by default
+        0 and, for a prompt named again, what follows (`firsts`). `image` is changed by `strength` in (0, 1] instead of
+        drawing from nothing; `ids` is what SDXL is told of sizes. Raises ValueError for no prompt, an unknown sampler,
         impossible steps or sizes.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or n < 1:
             raise ValueError(f"nothing to draw: {len(prompts)} prompts, {n} images of each")
         w = self.default_w if w is None else w
+        size = (size, size) if isinstance(size, int) else size
         self.check_guidance(w, negative_prompt)
         if image is not None:
             size = size or image.shape[:2]

@@ -207,6 +207,12 @@ def test_pictures_of_another_text_encoder_are_drawn_anew(student):
     assert drawing.mark(student) != drawing.mark(Pipeline(student.spec, student.params, captions=captions))
 
 
+def test_a_size_may_be_a_side(student):
+    square, side = (student("a red disc", steps=1, size=size) for size in ((32, 32), 32))
+    assert side.shape == (1, 32, 32, 3)
+    np.testing.assert_array_equal(side, square)
+
+
 def test_a_seed_has_64_bits():
     data = [tuple(jax.random.key_data(root_key(seed)).tolist()) for seed in (0, 5, 2**32, 2**32 + 5, 2**64 - 1, -1)]
     assert data[0] == tuple(jax.random.key_data(jax.random.key(0)).tolist())
