@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -16,6 +16,7 @@ from lcm_jax import cache
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of mallopt, malloc.h
 ACCELERATORS = ("nvidia[0-9]*", "dxg", "accel[0-9]*", "vfio")  # NVIDIA's, those within Windows, TPUs
+INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
 # Raised with a message for the user.
 WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
 
@@ -26,7 +27,12 @@ def run(main: Callable[[], None]) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no search for absent accelerators
         keep_memory()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))  # what took long is compiled once
-    app.run(lambda argv: guarded(main), flags_parser=parse)
+    try:
+        app.run(lambda argv: guarded(main), flags_parser=parse)
+    except KeyboardInterrupt:
+        if os.environ.get("LCM_JAX_TRACE"):
+            raise
+        interrupted()
 
 
 def run_around(main: Callable[[list[str]], None]) -> None:
@@ -40,11 +46,14 @@ def run_around(main: Callable[[list[str]], None]) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """absl's parser with one-line errors; nothing may stand on the command line but flags, --size-ids as --size_ids."""
+    if "config" in flags.FLAGS:
+        from launch import config_file
+
+        config_file.check(argv[1:])
     try:
         rest = flags.FLAGS([argv[0], *map(underscored, argv[1:])])
     except (flags.Error, AttributeError, KeyError) as error:
-        message = said(error)
-        stop(f"the config has no key {message}" if message.strip("'").isidentifier() else message)
+        stop(said(error))
     if rest[1:]:
         stop(f"unexpected argument {rest[1]!r}; every setting is a --flag")
     if "out" in flags.FLAGS and flags.FLAGS.out:
@@ -75,6 +84,16 @@ def guarded(main: Callable[[], None]) -> None:
         if os.environ.get("LCM_JAX_TRACE"):
             raise
         stop(said(error))
+
+
+def interrupted() -> NoReturn:
+    """Leaves after Ctrl-C with one line, at once: threads may be busy. One of several processes tells the others."""
+    print("interrupted; the same command goes on where it can", file=sys.stderr)
+    for leave in getattr(sys.modules.get("lcm_jax.joining"), "LEAVES", ()):
+        leave()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def said(error: BaseException) -> str:

@@ -15,6 +15,8 @@ from lcm_jax.parallel.agreement import on_all
 
 TIMEOUT = 300  # seconds for all processes to join: pods do not start at once
 FAREWELL = 10  # seconds that a process which failed waits for the others to fail as well
+INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
+LEAVES: list[Callable[[], None]] = []  # what ends this process once it has failed as one of several
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 INDICES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # jax reads these
@@ -52,9 +54,10 @@ def joined(
     connect(coordinator, index, count, timeout or TIMEOUT)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         # Before jax's own, which would wait minutes for the others, and before threads are joined that wait for them.
-        getattr(threading, "_register_atexit", atexit.register)(leaving())
+        LEAVES.append(leaving(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1))
+        getattr(threading, "_register_atexit", atexit.register)(LEAVES[-1])
         raise
 
 
@@ -177,10 +180,11 @@ def answers(coordinator: str) -> bool:
         return False
 
 
-def leaving() -> Callable[[], None]:
+def leaving(status: int = 1) -> Callable[[], None]:
     """What ends a process that failed: with the others where they failed as well, without them after FAREWELL seconds.
 
-    The thread that says goodbye begins here: once the interpreter ends, Python 3.12 starts none.
+    Its exit status is `status`. The thread that says goodbye begins here: once the interpreter ends, Python 3.12
+    starts none.
     """
     now = threading.Event()
 
@@ -196,6 +200,6 @@ def leaving() -> Callable[[], None]:
         goodbye.join(FAREWELL)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(status)
 
     return leave

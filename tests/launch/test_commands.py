@@ -2,13 +2,15 @@
 
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from launch import entry
+from launch import config_file, entry
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +57,68 @@ def test_wrong_flags_are_one_line(arguments, message):
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
+EMOJI, EXAMPLE = "configs/emoji_lcd.py", "give a Python file with a get_config(), such as configs/emoji_lcd.py"
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("README.md", "config file README.md, line 5: unterminated string literal (detected at line 5): mend it, or "),
+        ("nowhere.py", f"config file nowhere.py does not exist: {EXAMPLE}"),
+        ("configs", f"config file configs is a folder: {EXAMPLE}"),
+        ("launch/entry.py", f"config file launch/entry.py has no get_config(): {EXAMPLE}"),
+        ("configs/lcd_sd15.py:papr", "unknown preset 'papr'; write CONFIG:paper or CONFIG:diffusers"),
+        (f"{EMOJI}:paper", f"config file {EMOJI} takes no preset: leave :paper out"),
+    ],
+)
+def test_what_is_no_config_is_one_line(given, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=re.escape(f"error: {message}")) as left:
+        config_file.check(["--config", given])
+    assert "\n" not in left.value.code and "Traceback" not in left.value.code
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def get_config(:\n", "config file {}, line 1: invalid syntax: mend it"),
+        ("\ndef get_config():\n    return missing\n", "config file {}, line 3: NameError: name 'missing' is not"),
+        ("import no_such_library\n", "config file {}, line 1: ModuleNotFoundError: No module named 'no_such_lib"),
+        ("def get_config():\n    return int('a')\n", "config file {}, line 2: ValueError: invalid literal for int()"),
+        ("def get_config():\n    pass\n", "config file {}: get_config() returns NoneType: have it return a ConfigDict"),
+    ],
+)
+def test_what_is_wrong_in_a_config_is_said_with_its_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=re.escape("error: " + message.format(path))) as left:
+        config_file.check([f"--config={path}"])
+    assert "\n" not in left.value.code
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("stepz=3", "config has no key 'stepz'; did you mean 'steps'?"),
+        ("data.batch-size", "config.data has no key 'batch-size'; did you mean 'batch_size'?"),
+        ("zzz=1", "config has no key 'zzz'; it takes: average, checkpoint, data, loop, mesh, model, objective,"),
+    ],
+)
+def test_a_wrong_key_on_the_command_line_comes_with_the_nearest(key, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    right = ["--config=configs/emoji_lcd.py", "--config.steps=3", "--config.data.batch_size", "8", "--run=r"]
+    config_file.check(right)
+    with pytest.raises(SystemExit, match=re.escape(f"error: {message}")):
+        config_file.check([*right, f"--config.{key}"])
+
+
+def test_configs_are_looked_at_by_the_commands(tmp_path):
+    done = command("launch.train", f"--config={EMOJI}", "--config.stepz=3", f"--run={tmp_path / 'run'}")
+    assert done.returncode == 1 and done.stderr == "error: config has no key 'stepz'; did you mean 'steps'?\n"
+    done = command("launch.train", "--config=configs/lcd_sd15.py:papr", "--dry_run")
+    assert done.stderr == "error: unknown preset 'papr'; write CONFIG:paper or CONFIG:diffusers\n"
+
+
 def test_a_dry_run_says_what_a_run_takes_and_makes_none(tmp_path):
     mesh = ("--config.mesh.rules=fsdp", "--config.mesh.data=1", "--config.mesh.fsdp=-1")
     config = ("--config=configs/emoji_lcd.py", *mesh)
@@ -90,6 +154,43 @@ def test_hyphens_in_names_of_flags_do_for_underscores():
     assert done.returncode == 1 and "dry_runs" in done.stderr  # unknown, and named as it is spelt
     done = command("launch.sample", "--model=emoji-teacher", "--negative-prompt=a-b")
     assert done.stderr.startswith("error: nothing to draw")
+
+
+WAITING = """
+import os, pathlib, sys, threading, time
+from launch import entry
+scratch = pathlib.Path(sys.argv.pop())
+def main():
+    threading.Thread(target=time.sleep, args=(60,)).start()  # what a library leaves running
+    scratch.touch()
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        scratch.unlink()
+entry.run(main)
+"""
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_ctrl_c_is_one_line_and_leaves_no_scratch(tmp_path, traced):
+    trace = {"LCM_JAX_TRACE": "1"} if traced else {}
+    # a shell's background jobs ignore SIGINT, and so would what they start
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + WAITING
+    if traced:
+        code = code.replace("args=(60,)", "args=(0,)")
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "scratch")], cwd=ROOT, env={**os.environ, **trace}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert started.stdout.readline() == "ready\n"
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=30)
+    assert list(tmp_path.iterdir()) == []
+    if traced:
+        assert "Traceback" in said and started.returncode == -signal.SIGINT
+    else:
+        assert said == "interrupted; the same command goes on where it can\n" and started.returncode == 130
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

@@ -183,3 +183,18 @@ def test_processes_on_cpus_find_what_was_compiled_before(tmp_path, monkeypatch):
         assert process.returncode == 0, said
         told = [line.partition(" ")[2] for line in out.split("\n") if "hits" in line]
         assert len(told) == 2 and expected in told and (expected == "hits 0" or set(told) == {expected})
+
+
+@pytest.mark.parametrize("error, status", [(KeyboardInterrupt, 130), (ValueError, 1)])
+def test_one_of_several_that_fails_tells_the_others_before_it_leaves(error, status, monkeypatch):
+    done = []
+    monkeypatch.setattr(joining, "LEAVES", [])
+    monkeypatch.setattr(joining, "connect", lambda *args: done.append("joined"))
+    monkeypatch.setattr(joining.threading, "_register_atexit", lambda leave: None)
+    monkeypatch.setattr(joining.jax.distributed, "shutdown", lambda: done.append("goodbye"))
+    monkeypatch.setattr(joining.os, "_exit", done.append)
+    with pytest.raises(error), joining.joined("localhost:1", 1, 2):
+        raise error
+    (leave,) = joining.LEAVES
+    leave()
+    assert done == ["joined", "goodbye", status]
