@@ -24,6 +24,7 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 
 def main() -> None:
+    entry.picture(OUT)
     from lcm_jax import run_folder
     from lcm_jax.assess import comparison
 

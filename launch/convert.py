@@ -22,6 +22,7 @@ flags.mark_flag_as_required("out")
 
 
 def main() -> None:
+    entry.folder(OUT)
     taesd = [flag.value for flag in TAESD]
     if (INCEPTION.value is None) != all(taesd) or any(taesd) != all(taesd):
         entry.stop("give --inception FILE, or both --taesd_encoder and --taesd_decoder")

@@ -71,6 +71,7 @@ def main() -> None:
         entry.stop("give --out, the folder of the latent data set")
     if CHECK.value:
         check(reader, options)
+    entry.folder(OUT)
     with several.joined():
         encode(reader, options)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,6 +67,34 @@ def on_this_machine(out: str) -> str:
     if "://" in out:
         stop(f"{out}: results are written to this machine; give a path as --out, and copy the folder there")
     return out
+
+
+def folder(flag: Any) -> None:
+    """Stops where what a flag names can be no folder to write into; one on an object store is tried later."""
+    if "://" not in flag.value:
+        writable(flag, Path(flag.value))
+
+
+def picture(flag: Any) -> None:
+    """Stops where a flag names no .png, or one that cannot be written."""
+    path, given = Path(flag.value), f"--{flag.name} {flag.value}"
+    if path.is_dir():
+        stop(f"{given} is a folder: give the name of a picture, such as {path / 'grid.png'}")
+    if path.suffix.lower() != ".png":
+        stop(f"{given} does not end in .png: give the name of a picture, such as {path.name}.png")
+    writable(flag, path.parent)
+
+
+def writable(flag: Any, where: Path) -> None:
+    """Stops where a folder cannot be made, or nothing can be written into the one that is there."""
+    at = next(place for place in (where, *where.absolute().parents) if os.path.lexists(place))
+    given = f"--{flag.name} {flag.value}"
+    if not at.is_dir():
+        stop(f"{given}: {at} is a file, no folder: give another place")
+    try:
+        tempfile.TemporaryDirectory(prefix=".lcm_jax", dir=at).cleanup()
+    except OSError as error:
+        stop(f"{given}: nothing can be written in {at} ({error.strerror}): give another place")
 
 
 def underscored(argument: str) -> str:

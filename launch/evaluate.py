@@ -60,6 +60,7 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "model"], required=True)
 
 
 def main() -> None:
+    entry.folder(OUT)
     several.alone("start it once; launch.score shares its pictures out")
     if SCORE.present and SEARCH.value is None:
         entry.stop("--search_score is what --search_sigmas N seeks the best of: give both")

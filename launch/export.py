@@ -35,6 +35,7 @@ flags.mark_flags_as_required(["out"])
 
 
 def main() -> None:
+    entry.folder(OUT)
     if (CHECKPOINT.value is None) == (MODEL.value is None):
         entry.stop("give either --checkpoint RUN or --model MODEL")
     if MODEL.value is not None and (STEP.present or WEIGHTS.present or EMA.present):

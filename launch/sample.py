@@ -61,6 +61,7 @@ OUT = flags.DEFINE_string("out", "samples", "Folder for the pictures.")
 
 
 def main() -> None:
+    entry.folder(OUT)
     if (CHECKPOINT.value is None) == (MODEL.value is None):
         entry.stop("give either --checkpoint RUN or --model FOLDER")
     if W.value is not None and GUIDANCE.value is not None:

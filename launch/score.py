@@ -32,6 +32,7 @@ flags.mark_flags_as_mutual_exclusive(["real", "data"], required=True)
 
 
 def main() -> None:
+    entry.folder(OUT)
     for flag in (FOLDER, TAG):
         if flag.value is not None and DATA.value is None:
             entry.stop(f"--{flag.name} says which pictures of --data are meant: give both, or --real alone")

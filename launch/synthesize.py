@@ -46,6 +46,7 @@ def main() -> None:
         entry.stop("--recombined, --folder and --options are for --reader")
     if OUT.value is None:
         entry.stop("give --out, the folder of the latent data set")
+    entry.folder(OUT)
     if W.value is not None and GUIDANCE.value is not None:
         entry.stop("--w and --guidance exclude each other: guidance is w + 1")
     with several.joined():

@@ -15,6 +15,8 @@ flags.mark_flag_as_required("checkpoint")
 
 
 def main() -> None:
+    if OUT.value is not None:
+        entry.folder(OUT)
     from lcm_jax.assess import telemetry
 
     out = OUT.value or entry.on_this_machine(CHECKPOINT.value)

@@ -31,6 +31,7 @@ def main() -> None:
         return plan()
     if RUN.value is None:
         entry.stop("give --run, the folder of the run, or --dry_run")
+    entry.folder(RUN)
     with several.joined():
         from lcm_jax import build, run_folder
 

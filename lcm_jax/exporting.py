@@ -13,6 +13,7 @@ from lcm_jax import run_folder, source
 from lcm_jax.diffusion.guidance import guidance_embedding
 from lcm_jax.export import diffusers_folder, flax_folder, lora, single_file
 from lcm_jax.export.network_file import Networks
+from lcm_jax.export.new_folder import check_free
 from lcm_jax.models import flax_file
 from lcm_jax.models import lora as lora_tree
 from lcm_jax.models.edm_spec import EDMSpec
@@ -55,6 +56,7 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     folder.cast({}, dtype)  # refuses an unknown one
+    check_free(Path(out), overwrite)  # before anything is loaded
     is_run = run_folder.is_run(given)
     if format in NAMINGS:
         if not is_run:

@@ -61,8 +61,11 @@ def save(
     info = PngImagePlugin.PngInfo()
     info.add_itxt(KEY, json.dumps(settings, ensure_ascii=False, default=str))
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    image.save(scratch, format="PNG", pnginfo=info)
-    scratch.replace(path)
+    try:
+        image.save(scratch, format="PNG", pnginfo=info)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
     return path
 
 

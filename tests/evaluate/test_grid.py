@@ -43,6 +43,13 @@ def test_a_file_remembers_its_settings(tmp_path):
     assert grid.settings(path) == {"w": 3}
 
 
+def test_what_cannot_be_moved_to_its_place_leaves_no_scratch_file(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(OSError):
+        grid.save(tmp_path / "x.png", RED[0], {})
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.png"]
+
+
 def test_a_foreign_file_has_none(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="x.png holds no settings"):

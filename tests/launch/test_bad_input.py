@@ -282,6 +282,8 @@ def test_an_export_replaces_nothing_but_an_export(tmp_path, monkeypatch):
     mine.mkdir()
     (mine / "thesis.tex").write_text("years")
     with pytest.raises(FileExistsError, match="is no exported model: choose another --out"):
+        exporting.export("no such model", mine)  # said before it is opened
+    with pytest.raises(FileExistsError, match="is no exported model: choose another --out"):
         write(mine, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "years"
     with pytest.raises(ValueError, match="unknown dtype 'int8'"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -154,6 +155,57 @@ def test_hyphens_in_names_of_flags_do_for_underscores():
     assert done.returncode == 1 and "dry_runs" in done.stderr  # unknown, and named as it is spelt
     done = command("launch.sample", "--model=emoji-teacher", "--negative-prompt=a-b")
     assert done.stderr.startswith("error: nothing to draw")
+
+
+NAMED = {
+    "sample": ["--model=nowhere", "--prompt=a"],
+    "evaluate": ["--model=nowhere", "--data=nowhere"],
+    "score": ["--config=configs/evaluation_paper.py", "--model=nowhere", "--real=nowhere"],
+    "export": ["--model=nowhere"],
+    "encode": ["--model=nowhere", "--folder=nowhere"],
+    "synthesize": ["--model=nowhere", "--prompts=nowhere"],
+    "convert": ["--inception=nowhere"],
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_out_that_is_a_file_is_refused_before_anything_is_opened(name, tmp_path):
+    (tmp_path / "file").touch()
+    done = command(f"launch.{name}", *NAMED[name], f"--out={tmp_path / 'file'}")
+    place = tmp_path / "file"
+    assert done.stderr == f"error: --out {place}: {place} is a file, no folder: give another place\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("", "is a folder: give the name of a picture, such as {}/grid.png"),
+        ("/grid", "does not end in .png: give the name of a picture, such as grid.png"),
+        ("/file/grid.png", ": {}/file is a file, no folder: give another place"),
+    ],
+)
+def test_compare_wants_the_name_of_a_picture(name, message, tmp_path):
+    (tmp_path / "file").touch()
+    done = command("launch.compare", "--model=nowhere", "--teacher=nowhere", f"--out={tmp_path}{name}")
+    assert done.returncode == 1 and message.format(tmp_path) in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_places_are_tried_and_left_as_they_are(tmp_path):
+    flag = lambda where: SimpleNamespace(name="out", value=str(where))  # noqa: E731
+    entry.folder(flag("gs://bucket/out"))
+    entry.folder(flag("not/there"))
+    entry.folder(flag(tmp_path / "deep" / "out"))
+    entry.picture(flag(tmp_path / "deep" / "x.PNG"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit, match=r"--out /proc/out: nothing can be written in /proc \(.*\): give an"):
+        entry.folder(flag("/proc/out"))
+
+
+def test_a_run_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "run").touch()
+    done = command("launch.train", "--config=configs/quickstart.py", f"--run={tmp_path / 'run'}")
+    assert done.stderr.startswith(f"error: --run {tmp_path / 'run'}: {tmp_path / 'run'} is a file, no folder")
 
 
 WAITING = """
