@@ -58,12 +58,13 @@ def synthesize() -> None:
     import jax
 
     from lcm_jax import captions as texts
-    from lcm_jax import synthesizing
+    from lcm_jax import encoding, synthesizing
 
     if PROMPTS.value is not None:
         captions = texts.read(PROMPTS.value)
     else:
         options = entry.options(OPTIONS.value) | ({} if FOLDER.value is None else {"folder": FOLDER.value})
+        encoding.check_out(OUT.value, options)
         captions = synthesizing.captions_of(READER.value, options, RECOMBINED.value, SEED.value)
     made = synthesizing.synthesize(
         MODEL.value,

@@ -11,7 +11,7 @@ import numpy as np
 from lcm_jax import data
 from lcm_jax.captions import encode as encode_captions
 from lcm_jax.data import encode as latents
-from lcm_jax.data import manifest, shorten
+from lcm_jax.data import manifest, resume, shorten
 from lcm_jax.data.check import Problem
 from lcm_jax.data.check import check as find_problems
 from lcm_jax.data.check import report as report  # for launch, which sees no deeper
@@ -54,10 +54,11 @@ def encode(
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
+    check_out(out, options)
     found = open_model(model, variant, kind, empty_caption)
     spec = found.spec
     size = pixels(found, size)
-    examples = data.reader(reader, **options)
+    examples = data.found(reader, **options)
     if shortened:
         examples = shorten.shortened(examples, shortened)
     text = found.captions
@@ -86,6 +87,17 @@ def encode(
         processes=sharing(),
         **settings,
     )
+
+
+def check_out(out: str | Path, options: Mapping[str, Any]) -> None:
+    """Raises ValueError where latents would lie among other files, the pictures of a reader's `options` above all."""
+    out = Path(out)
+    resume.check_folder(out)
+    given = options.get("folder") or ()
+    for pictures in map(Path, [given] if isinstance(given, str | Path) else given):
+        one, other = out.resolve(), pictures.resolve()
+        if pictures.is_dir() and not resume.begun(out) and (one.is_relative_to(other) or other.is_relative_to(one)):
+            raise ValueError(f"{out} and the pictures' folder {pictures} lie in one another: choose an --out beside it")
 
 
 def sharing() -> Processes:

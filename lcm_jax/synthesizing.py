@@ -17,7 +17,7 @@ from lcm_jax.data.encoders import STATES
 from lcm_jax.data.example import TRAIN
 from lcm_jax.data.manifest import Manifest
 from lcm_jax.drawers import Drawers
-from lcm_jax.encoding import pixels, sharing
+from lcm_jax.encoding import check_out, pixels, sharing
 from lcm_jax.image_keys import image_keys
 from lcm_jax.models.encoder_sketch import sketch
 from lcm_jax.objectives.base import unconditional
@@ -57,6 +57,7 @@ def synthesize(
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size {batch_size} and shard_size {shard_size} must be at least 1")
+    check_out(out, {})
     how = {"variant": variant, "kind": kind, "empty_caption": empty_caption}
     found, pipe = open_model(model, **how), Pipeline.load(model, dtype, **how)
     if pipe.spec.role == "consistency":

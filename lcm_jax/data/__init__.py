@@ -25,9 +25,17 @@ def reader_names() -> list[str]:
 
 
 def reader(name: str, /, **options) -> list[Example]:
+    """`found`, with a warning for each line of `damage`."""
+    examples = found(name, **options)
+    for damage in getattr(examples, "damage", ()):
+        log.warning("%s", damage)
+    return examples
+
+
+def found(name: str, /, **options) -> list[Example]:
     """The captioned images that the reader `name` finds; `options` are the keywords of its `examples` and of Look.
 
-    What a damaged source could not list is warned of, a line each, and stands in the list's `damage`.
+    What a damaged source could not list stands in the list's `damage`, a line each.
     Raises KeyError for an unknown reader (listing the known), ValueError for unknown or missing options and for values
     they cannot have.
     """
@@ -40,10 +48,7 @@ def reader(name: str, /, **options) -> list[Example]:
         if kind in KINDS and not isinstance(value, kind):
             raise ValueError(f"{section}: {k} is {KINDS[kind]}, not {value!r}")
     own = {k: v for k, v in options.items() if k not in looks}
-    found = call(examples, section, own, look=look_of(options))
-    for damage in getattr(found, "damage", ()):
-        log.warning("%s", damage)
-    return found
+    return call(examples, section, own, look=look_of(options))
 
 
 def look_of(options: Mapping[str, Any]) -> Look:

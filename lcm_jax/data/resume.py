@@ -6,6 +6,7 @@ import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ PROGRESS = "encoding.json"  # while an encoding is under way: its plan, its run,
 NOTE = "{}.note.npz"  # beside a shard: that it is finished, and what the manifest needs of it
 PARTIAL = ("*.array_record*.partial", "*.json.partial", "*.jsonl.partial", "*.npz.partial")  # what was being written
 FAILED = "encoding_failed.json"  # which process of a run failed, and why
+SIDES = (manifest.UNCONDITIONAL.format("*"), manifest.ROWS, manifest.ELEMENTS, manifest.SKIPPED)
+OWN = ("*.array_record", *SIDES, NOTE.format("*"), *PARTIAL, FAILED)  # of a data set, besides manifest and progress
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,22 @@ class Note:
     def file(self) -> dict[str, Any]:
         """What the manifest says of the file."""
         return {"bytes": self.bytes, "sha256": self.sha256}
+
+
+def begun(out: Path) -> bool:
+    """Whether a folder holds a latent data set, finished or not."""
+    return any((out / name).exists() for name in (manifest.FILE, PROGRESS))
+
+
+def check_folder(out: Path) -> None:
+    """Raises ValueError for a file, and for a folder that holds anything but a latent data set, finished or not."""
+    if not out.exists() or begun(out):
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file: give a folder for the latent data set")
+    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    if foreign := [name for name in names if not any(fnmatch(name, pattern) for pattern in OWN)]:
+        raise ValueError(f"{out} holds {foreign[0]!r}, which is of no latent data set: choose an empty folder")
 
 
 def fingerprint(plan: dict) -> dict:
@@ -138,9 +157,7 @@ def tidy(out: Path) -> None:
 def clear(out: Path) -> None:
     """Remove every file of a latent data set from `out`, and nothing else."""
     (out / manifest.FILE).unlink(missing_ok=True)
-    for pattern in ("*.array_record", manifest.UNCONDITIONAL.format("*")):
+    for pattern in ("*.array_record", *SIDES):
         for path in out.glob(pattern):
             path.unlink()
-    for name in (manifest.ROWS, manifest.ELEMENTS, manifest.SKIPPED):
-        (out / name).unlink(missing_ok=True)
     tidy(out)

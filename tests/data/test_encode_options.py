@@ -291,6 +291,24 @@ def test_what_stopped_goes_on_with_skip_and_mended_pictures_come_in_with_stop(tm
         assert (out / shard["file"]).read_bytes() == (tmp_path / "whole" / shard["file"]).read_bytes()
 
 
+def test_only_folders_of_latents_are_written_into(tmp_path):
+    out = tmp_path / "out"
+    resume.check_folder(out)
+    write(out)
+    resume.check_folder(out)
+    (out / "notes.txt").touch()
+    resume.check_folder(out)  # the user's own, beside a data set
+    (out / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="out holds 'notes.txt', which is of no latent data set: choose an"):
+        resume.check_folder(out)
+    (out / "notes.txt").unlink()
+    for name in (".hidden", "encoding.json.partial", "x.array_record.partial", "x.array_record.note.npz"):
+        (out / name).touch()
+    resume.check_folder(out)  # what any interruption leaves
+    with pytest.raises(ValueError, match="rows.jsonl is a file: give a folder"):
+        resume.check_folder(out / "rows.jsonl")
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "no list"])
 def test_a_damaged_list_of_what_was_skipped_is_found(tmp_path, damage):
     made = write(tmp_path, damaged(), broken="skip")

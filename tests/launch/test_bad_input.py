@@ -224,6 +224,32 @@ def test_wrong_encode_settings_are_named(data, tmp_path):
         encoding.encode("emoji", "image_folder", {}, tmp_path)
 
 
+def test_latents_lie_beside_the_pictures(data, tmp_path, monkeypatch):
+    pictures = tmp_path / "all" / "pictures"
+    shutil.copytree(data.pictures, pictures)
+    options = {"folder": str(pictures)}
+    before = sorted(tmp_path.rglob("*"))
+    for out, message in (
+        (pictures, "pictures holds '.*', which is of no latent data set: choose an empty folder"),
+        (tmp_path / "all", "all holds 'pictures', which is of no latent data set"),
+        (pictures / "latents", "latents and the pictures' folder .* lie in one another: choose an --out beside it"),
+        (pictures / "01.png", "01.png is a file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoding.encode(data.autoencoder, "image_folder", options, out, progress=False)
+        with pytest.raises(ValueError, match=message):
+            encoding.check_out(out, options)
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.chdir(pictures)
+    with pytest.raises(ValueError, match="latents and the pictures' folder . lie in one another"):
+        encoding.check_out("latents", {"folder": ["01.png", "."]})
+    with pytest.raises(ValueError, match="and the pictures' folder"):
+        encoding.check_out(tmp_path / "new", {"folder": str(tmp_path)})
+    encoding.check_out("latents", {"folder": "*.png"})
+    encoding.check_out(tmp_path / "latents", options)
+    encoding.check_out("latents", {})
+
+
 def test_weights_of_another_network_are_named(first, tmp_path):
     where = tmp_path / "model"
     shutil.copytree(first.student, where)

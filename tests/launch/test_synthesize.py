@@ -141,6 +141,13 @@ def test_wrong_requests(teacher, first, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_folder_of_other_files_is_drawn_into(teacher, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(ValueError, match="holds 'thesis.tex', which is of no latent data set"):
+        drawn(teacher, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_what_is_not_finite_is_named(teacher, tmp_path):
     pipe = Pipeline.load(teacher)
     spec = dataclasses.replace(pipe.spec, autoencoder=dataclasses.replace(pipe.spec.autoencoder, scale=1e-30))
