@@ -54,7 +54,7 @@ FLIP = flags.DEFINE_float(
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, other crops and mirrors.")
 SIZE_IDS = flags.DEFINE_bool("size_ids", False, "Store each picture's size and crop, which SDXL's networks read.")
 BROKEN = flags.DEFINE_enum(
-    "broken", "stop", ["stop", "skip"], "Unreadable or uncaptioned pictures: stop, or skip and list them in OUT."
+    "broken", "stop", ["stop", "skip"], "Broken or uncaptioned pictures, damaged files: stop, or skip and list in OUT."
 )
 THREADS = flags.DEFINE_integer("threads", 4, "Pictures decoded at a time.", lower_bound=1)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set that was made otherwise.")
@@ -110,7 +110,7 @@ def encode(reader: str, options: dict[str, Any]) -> None:
     if made.classes:
         print(f"{len(made.classes)} classes: {', '.join(made.classes[:20])}{', ...' if len(made.classes) > 20 else ''}")
     if made.skipped:
-        print(f"{made.skipped} pictures were left out; {OUT.value}/skipped.jsonl says which and why")
+        print(f"left out: {made.skipped} pictures or damaged files; {OUT.value}/skipped.jsonl says which and why")
 
 
 def changed() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from lcm_jax.data.resume import Note
 
 BROKEN = ("stop", "skip")
 NO_CAPTION = "no caption"
+DAMAGED = "damaged file"  # with a number, in the place of a key
 
 
 def encode(
@@ -60,8 +61,8 @@ def encode(
     folder: finished shards of the same identity, settings and examples are verified by sha256 and kept, shards
     that fail are made anew, and a folder made otherwise raises ValueError unless `overwrite`. `sketch` are numbers that
     tell the autoencoder (models.encoder_sketch), `dataset` is the name and attribution of the pictures. An image that
-    cannot be read or has no caption raises ValueError, or with `broken` "skip" is left out and listed in skipped.jsonl;
-    "stop" after "skip" tries again what it left out.
+    cannot be read or has no caption, and what could not be listed of damaged files (Found.damage), raises ValueError,
+    or with `broken` "skip" is left out and listed in skipped.jsonl; "stop" after "skip" tries again what it left out.
     Labels go into the rows, the names of their classes into the manifest (data.classes).
 
     Several `processes` that call this alike encode each its own shards into a folder they share, and the first writes
@@ -76,6 +77,7 @@ def encode(
         raise ValueError(f"broken is {broken!r}; choose one of {', '.join(BROKEN)}")
     cropped = Crop(image_size, image_size, crop, flip, seed)
     out, skips, first = Path(out_dir), broken == "skip", processes.index == 0
+    damage = _damage(examples, skips)
     ordered, silent = _in_order(examples, skips)
     classes = class_names(examples)
     row_of = partial(_row, places(classes))
@@ -105,7 +107,7 @@ def encode(
     usable = {file: note for file, note in known.items() if skips or not note.skipped}
     own = processes.part(list(usable))
     whole = {file: usable[file] for file in own if resume.whole(out, file, usable[file])}
-    complete = len(usable) == len(chunks) and len(whole) == len(own) and _complete(out)
+    complete = len(usable) == len(chunks) and len(whole) == len(own) and _complete(out, damage)
     if processes.on_all(complete):  # and all have looked before anything is changed
         if first:
             resume.tidy(out)
@@ -145,8 +147,8 @@ def encode(
         for name, array in empty.items():
             np.save(out / manifest.UNCONDITIONAL.format(name), array)
         all_shards = _gathered(run, plan["shards"], chunks)
-        skipped = silent | all_shards.skipped
-        _list_skipped(out, skipped, examples)
+        skipped = damage | silent | all_shards.skipped
+        _list_skipped(out, skipped, [*damage, *(e.key for e in examples)])
         rows_text, stats = _text(map(row_of, all_shards.kept)), all_shards.stats
         manifest.write_text(out / manifest.ROWS, rows_text)
         np.save(out / manifest.ELEMENTS, np.stack(stats.element).astype(np.float32))
@@ -249,23 +251,34 @@ def _measured(path: Path) -> tuple[dict[str, tuple[int, ...]], LatentStats]:
     return {name: a.shape for name, a in arrays[0].items()}, stats
 
 
-def _complete(out: Path) -> bool:
-    """Whether nothing but perhaps shards is missing from a folder."""
+def _complete(out: Path, damage: Mapping[str, str]) -> bool:
+    """Whether nothing but perhaps shards is missing from a folder, and its sources are as damaged as they were."""
     if not (out / manifest.FILE).exists():
         return False
     made = manifest.read(out)
     sides = [manifest.UNCONDITIONAL.format(name) for name in manifest.CAPTION_ARRAYS if name in made.shapes]
     whole = all((out / file).exists() for file in [manifest.ROWS, manifest.ELEMENTS, *sides])
-    return whole and len(manifest.skipped(out)) == made.skipped
+    skipped = manifest.skipped(out)
+    same = {key: line for key, line in skipped.items() if key.startswith(DAMAGED)} == damage
+    return whole and same and len(skipped) == made.skipped
 
 
 def _text(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
 
 
-def _list_skipped(out: Path, skipped: dict[str, str], examples: Sequence[Example]) -> None:
-    """Write what is left out, in the examples' order; no file when that is nothing."""
-    rows = [{"key": e.key, "reason": skipped[e.key]} for e in examples if e.key in skipped]
+def _damage(examples: Sequence[Example], skips: bool) -> dict[str, str]:
+    """What could not be listed of damaged files, by names that stand for keys; ValueError unless it `skips`."""
+    lines = getattr(examples, "damage", ())
+    if lines and not skips:
+        more = f" (and {len(lines) - 1} more)" if lines[1:] else ""
+        raise ValueError(f"{lines[0]}{more}; restore the files, or leave out what is damaged with --broken skip")
+    return {f"{DAMAGED} {number}": line for number, line in enumerate(lines, 1)}
+
+
+def _list_skipped(out: Path, skipped: dict[str, str], order: Sequence[str]) -> None:
+    """Write what is left out, in the order of the keys; no file when that is nothing."""
+    rows = [{"key": key, "reason": skipped[key]} for key in order if key in skipped]
     if rows:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         manifest.write_text(out / manifest.SKIPPED, text)

@@ -44,7 +44,7 @@ class Manifest:
     tokens_towers: int | None = None  # ids are [towers, l] for a model with several text encoders, else [l]
     size_ids: bool = False  # whether "time_ids" are stored
     crop: dict = field(default_factory=dict)  # settings of data.crop.Crop that are not the default
-    skipped: int = 0  # images that were left out, listed in skipped.jsonl
+    skipped: int = 0  # images that were left out and damaged files, listed in skipped.jsonl
     sketch: tuple[float, ...] = ()  # numbers of the autoencoder that made the latents (models.encoder_sketch)
     classes: tuple[str, ...] = ()  # names of the classes, in the order of the labels' numbers
 
@@ -244,7 +244,7 @@ def check_classes(classes: Sequence[str], count: int, names: Sequence[str] = ())
 
 
 def skipped(folder: str | Path) -> dict[str, str]:
-    """Key -> reason of the images that encoding left out, in their order; empty when there is no such list."""
+    """Key -> reason of what encoding left out, "damaged file 1" and images in their order; empty without a list."""
     path = Path(folder) / SKIPPED
     if not path.exists():
         return {}

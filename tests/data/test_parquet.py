@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from small_set import SIZE, Encoders
 
-from lcm_jax.data import parquet
+from lcm_jax.data import manifest, parquet
 from lcm_jax.data.check import check
+from lcm_jax.data.encode import encode
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -160,6 +162,20 @@ def test_damaged_files_are_left_out_and_named(tmp_path):
         parquet.examples(path)
     (tmp_path / "c.arrow").write_bytes(b"nothing of the kind")
     assert "c.arrow cannot be read" in parquet.examples(tmp_path).damage[1]
+
+
+def test_a_damaged_file_stops_an_encoding_or_is_listed(tmp_path):
+    write(tmp_path / "a.parquet", columns(4))
+    (tmp_path / "b.parquet").write_bytes(b"nothing of the kind")
+    encoders, out = Encoders(), tmp_path / "out"
+    stored = lambda broken: encode(
+        parquet.examples(tmp_path, heldout=0.0), encoders.images, encoders.text, out, SIZE, 4, 4,
+        progress=False, broken=broken,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^[^ ]*b.parquet cannot be read .* what is damaged with --broken skip$"):
+        stored("stop")
+    assert stored("skip").skipped == 1
+    assert "b.parquet cannot be read" in manifest.skipped(out)["damaged file 1"]
 
 
 def test_broken_images_are_named_by_row(tmp_path):

@@ -152,14 +152,35 @@ def test_a_damaged_shard_is_encoded_without_what_is_broken(tmp_path):
         webdataset.examples(path, heldout=0.0), encoders.images, encoders.text, out, SIZE, 4, 4,
         progress=False, size_ids=True, broken=broken,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="image 2.png in .*0.tar cannot be read .* broken=skip"):
+    with pytest.raises(ValueError, match="^[^ ]*0.tar is truncated or damaged after 7 .*; restore .* --broken skip$"):
         stored("stop")
+    assert not out.exists()
     made = stored("skip")
-    assert (made.counts, made.skipped) == ({"train": 6}, 1)
+    assert (made.counts, made.skipped) == ({"train": 6}, 2) and stored("skip") == made
     assert [row.key for row in manifest.rows(out)] == [f"0/{i}" for i in (0, 1, 3, 4, 5, 6)]
-    assert list(manifest.skipped(out)) == ["0/2"]
+    (damage, line), (key, _) = manifest.skipped(out).items()
+    assert (damage, key) == ("damaged file 1", "0/2") and f"{path} is truncated or damaged after 7 samples" in line
+    assert check(out, progress=False) == []
     batch = next(make_loader(out, "train", 6))
     assert batch["time_ids"].tolist() == [[6, 8, 0, 3, SIZE, SIZE]] * 6  # 8 x 6 enlarged to 21.3 x 16
+
+
+def test_all_damage_stops_an_encoding_and_what_is_mended_is_not_listed_any_more(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.tar").write_bytes(b"not a tar" * 200)
+    shard(tmp_path / "d.tar", [m for i in range(5) for m in sample(f"{i}", "red", f"caption {i}")])
+    encoders, out = Encoders(), tmp_path / "out"
+    stored = lambda broken: encode(
+        data.found("webdataset", folder=tmp_path, heldout=0.0), encoders.images, encoders.text, out, SIZE, 4, 4,
+        progress=False, broken=broken,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"a.tar cannot be read as a tar archive .* \(and 2 more\); restore the files"):
+        stored("stop")
+    assert stored("skip").skipped == 3 and list(manifest.skipped(out)) == [f"damaged file {i}" for i in (1, 2, 3)]
+    calls = len(encoders.batches)
+    for name in "abc":
+        (tmp_path / f"{name}.tar").unlink()
+    assert stored("stop").skipped == 0 and manifest.skipped(out) == {} and len(encoders.batches) == calls
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def test_every_flag_of_storing():
     assert named == {"shortened": 0, "states": False, "crop": "random", "flip": 0.5, "seed": 7, "size_ids": True,
                      "broken": "skip", "threads": 16, "size": 64, "variant": "fp16", "kind": "v",
                      "empty_caption": "zeros"}  # fmt: skip
-    assert said[1:] == ["2 classes: cat, dog", "2 pictures were left out; o/skipped.jsonl says which and why"]
+    left_out = "left out: 2 pictures or damaged files; o/skipped.jsonl says which and why"
+    assert said[1:] == ["2 classes: cat, dog", left_out]
 
 
 @pytest.mark.parametrize(
