@@ -72,6 +72,9 @@ def train_in(place: Place, run: Run, progress: bool, profile: tuple[int, int] | 
     else:
         state, start = restored.state, restored.step
         run.loader.set_state(restored.position)
+    if first and start >= run.config["steps"]:
+        at = f"{named(where)} is at step {start} of {run.config['steps']}"
+        log.warning("%s: nothing left to train; give more --config.steps to go on", at)
     writer = MetricsWriter(where, start=start, steps=run.config["steps"], bar=progress) if first else None
     if first:
         lives.begin(where, start, {"machine": machine(), "processes": jax.process_count()})

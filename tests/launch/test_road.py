@@ -181,10 +181,15 @@ def test_an_autoencoder_trains_shows_reconstructions_and_encodes(data, tmp_path)
         build.run(tiny.config({"name": "diffusion"}, {"start": str(out)}, data.latents))
 
 
-def test_a_run_goes_on_and_refuses_another_config(road, data):
+def test_a_run_goes_on_and_refuses_another_config(road, data, caplog):
     config = {**road.teacher.config, "steps": 3}
-    again = run_folder.train(build.run(config), road.teacher.run, progress=False)
-    assert_same(again.params, road.teacher.state.params)
+    for steps in (3, 2):
+        again = run_folder.train(build.run({**config, "steps": steps}), road.teacher.run, progress=False)
+        assert_same(again.params, road.teacher.state.params)
+        told = f"{road.teacher.run} is at step 3 of {steps}: nothing left to train; give more --config.steps to go on"
+        assert [record.getMessage() for record in caplog.records] == [told]
+        caplog.clear()
+    run_folder.train(build.run(config), road.teacher.run, progress=False)  # the folder is as the others expect it
     changed = {**config, "optimizer": {"name": "sgd", "rate": 0.1}, "seed": 1}
     with pytest.raises(ValueError, match="differs in seed .was 0, is 1., optimizer.name .*: choose another --run"):
         run_folder.train(build.run(changed), road.teacher.run, progress=False)
