@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lcm_jax.data.images import Look
 from lcm_jax.settings import call, known
 
 log = logging.getLogger(__name__)
-KINDS = {bool: "true or false", str: "text"}
+KINDS = {bool: (bool, "true or false"), str: (str, "text"), int: (int, "a whole number"), float: (Real, "a number")}
 _DEFINES_EXAMPLES = re.compile(r"^def examples\(", re.MULTILINE)
 
 
@@ -45,8 +46,9 @@ def found(name: str, /, **options) -> list[Example]:
     known(options, parameters, section)
     for k, value in options.items():
         kind = parameters[k].annotation
-        if kind in KINDS and not isinstance(value, kind):
-            raise ValueError(f"{section}: {k} is {KINDS[kind]}, not {value!r}")
+        wanted, named = KINDS.get(kind, (object, ""))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind in (int, float)):
+            raise ValueError(f"{section}: {k} is {named}, not {value!r}")
     own = {k: v for k, v in options.items() if k not in looks}
     return call(examples, section, own, look=look_of(options))
 

@@ -75,9 +75,13 @@ def test_registry_lists_readers_and_keywords():
         ({"fodler": "x"}, "data reader 'image_folder' has no key 'fodler'; did you mean 'folder'?"),
         ({"backgruond": "black"}, "has no key 'backgruond'; did you mean 'background'?"),
         ({}, "data reader 'image_folder' lacks folder"),
+        ({"heldout": "abc"}, "data reader 'image_folder': heldout is a number, not 'abc'"),
+        ({"heldout": True}, "data reader 'image_folder': heldout is a number, not True"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             data.reader("image_folder", **options)
+    with pytest.raises(ValueError, match="data reader 'webdataset': threads is a whole number, not 0.5"):
+        data.reader("webdataset", folder="x", threads=0.5)
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
