@@ -9,6 +9,7 @@ and is started again, and goes on. --print shows the manifest, JSON as kubectl r
 """
 
 import json
+import math
 import subprocess
 from typing import Any
 
@@ -38,6 +39,8 @@ def main(command: list[str]) -> None:
     tpu = ACCELERATOR.value.startswith("tpu")
     if tpu != (TOPOLOGY.value is not None):
         entry.stop("give --topology of the slice for a TPU" if tpu else "--topology is for TPUs: leave it out")
+    if tpu:
+        check_topology()
     if not tpu and SLICES.value != 1:
         entry.stop("--slices is for TPUs: give the number of nodes as --hosts")
     text = json.dumps(manifest(command, tpu), indent=2)
@@ -48,6 +51,17 @@ def main(command: list[str]) -> None:
         raise SystemExit(subprocess.run(["kubectl", "create", "-f", "-"], input=text, text=True).returncode)
     except FileNotFoundError:
         entry.stop("there is no kubectl here: install it, or take --print")
+
+
+def check_topology() -> None:
+    """Stops where the hosts of a slice have other chips than its topology."""
+    sides = TOPOLOGY.value.split("x")
+    if not all(side.isdecimal() for side in sides):
+        entry.stop(f"--topology {TOPOLOGY.value} is no topology, such as 4x4 or 2x2x4")
+    chips, asked = math.prod(map(int, sides)), HOSTS.value * CHIPS.value
+    if chips != asked:
+        hosts = f"--hosts {HOSTS.value} of --chips {CHIPS.value} are {asked}"
+        entry.stop(f"--topology {TOPOLOGY.value} is a slice of {chips} chips, {hosts}: make them equal")
 
 
 def manifest(command: list[str], tpu: bool) -> dict[str, Any]:

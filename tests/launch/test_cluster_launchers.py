@@ -140,6 +140,12 @@ def test_nodes_with_gpus_are_told_of_the_first():
         ("gke", ("--image=i", "--accelerator=nvidia-l4", "--topology=2x2"), "--topology is for TPUs"),
         ("gke", ("--image=i", "--accelerator=nvidia-l4", "--slices=2"), "--slices is for TPUs"),
         ("gke", ("--image=i",), "accelerator"),
+        (
+            "gke",
+            ("--image=i", "--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--hosts=2", "--chips=4"),
+            "error: --topology 4x4 is a slice of 16 chips, --hosts 2 of --chips 4 are 8: make them equal",
+        ),
+        ("gke", ("--image=i", "--accelerator=tpu-v4-podslice", "--topology=big"), "--topology big is no topology"),
         ("tpu_vm", ("--tpu=t",), "zone"),
     ],
 )
