@@ -35,7 +35,9 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line; pictures that are there are kept.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What not to draw; for teachers guided by w > 0.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps; 4 for a consistency model, 50 for a teacher.", lower_bound=1)
-W = flags.DEFINE_float("w", None, "Guidance w; the middle of the trained range, 2 for a teacher.")
+W = flags.DEFINE_float(
+    "w", None, "Guidance w; the middle of the trained range, for a teacher with CLIP 6.5 (guidance scale 7.5), else 2."
+)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale, w + 1; instead of --w.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same pictures, whatever else is drawn.")
 N = flags.DEFINE_integer("n", 16, "Pictures of each prompt.", lower_bound=1)

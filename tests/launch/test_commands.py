@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch import config_file, entry
+from lcm_jax.sampling import defaults
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,6 +143,13 @@ def test_what_opens_a_model_can_be_told_how(name):
 def test_help_shows_how_it_is_called(name):
     done = command(f"launch.{name}", "--help")
     assert f"python -m launch.{name}" in done.stdout
+
+
+def test_the_help_of_w_says_what_it_is_by_default():
+    words = " ".join(command("launch.sample", "--help").stdout.split())
+    teacher = {"guidance": None, "role": "diffusion"}
+    clip, other = (defaults.default_w({**teacher, "text": {"encoder": name}}) for name in ("clip", "minilm"))
+    assert f"for a teacher with CLIP {clip:g} (guidance scale {clip + 1:g}), else {other:g}." in words
 
 
 def test_options_are_read_as_json_where_they_are_json():
