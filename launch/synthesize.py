@@ -9,6 +9,8 @@ stopped; started as several processes, as launch.train is, each draws a share of
 --w is LCM's guidance, cond + w (cond - uncond); --guidance is the usual scale, w + 1.
 """
 
+from collections import Counter
+
 from absl import flags
 
 from launch import entry, opening, several
@@ -86,9 +88,17 @@ def synthesize() -> None:
     )
     if jax.process_index():
         return
-    pictures = f"{sum(made.counts.values())} pictures of {len(captions)} captions"
+    counts = Counter(captions)
+    pictures = f"{counted(sum(made.counts.values()), 'picture')} of {counted(len(counts), 'caption')}"
     print(f"{OUT.value}: {pictures}, latents {'x'.join(map(str, made.latent_shape))}")
-    print(f"such as: {', '.join(map(repr, captions[:5]))}")
+    if repeated := sum(count > 1 for count in counts.values()):
+        print(f"repeated captions, each drawn as one: {repeated}")
+    print(f"such as: {', '.join(map(repr, [*counts][:5]))}")
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 if __name__ == "__main__":

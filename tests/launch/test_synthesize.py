@@ -1,7 +1,11 @@
 """Latents that a teacher draws of captions alone: what is stored, that it is trained on, and every wrong request."""
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +143,35 @@ def test_wrong_requests(teacher, first, tmp_path):
     with pytest.raises(ValueError, match="batch_size 0"):
         synthesizing.synthesize(teacher, CAPTIONS, tmp_path / "out", batch_size=0)
     assert not (tmp_path / "out").exists()
+
+
+NOTED = """
+import sys, types
+import lcm_jax
+from lcm_jax import synthesizing
+made = types.SimpleNamespace(counts={"train": COUNT}, latent_shape=(2, 2, 4))
+synthesizing.synthesize = lambda *args, **named: made
+from launch import entry, synthesize
+entry.run(synthesize.main)
+"""
+
+
+@pytest.mark.parametrize(
+    "lines, count, said",
+    [
+        (["a cat", "a dog", "a cat", "a cat ", "a fox", "a dog"], 6,
+         ["6 pictures of 3 captions, latents 2x2x4", "repeated captions, each drawn as one: 2",
+          "such as: 'a cat', 'a dog', 'a fox'"]),
+        (["a cat"], 1, ["1 picture of 1 caption, latents 2x2x4", "such as: 'a cat'"]),
+    ],
+)  # fmt: skip
+def test_repeated_captions_count_once(tmp_path, lines, count, said):
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    flags = [f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path / 'out'}"]
+    command = [sys.executable, "-c", NOTED.replace("COUNT", str(count)), *flags]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True)
+    assert done.stdout.replace(f"{tmp_path / 'out'}: ", "").splitlines() == said, done.stderr
 
 
 def test_no_folder_of_other_files_is_drawn_into(teacher, tmp_path):
