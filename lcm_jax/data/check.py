@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lcm_jax.data import manifest, shards
 from lcm_jax.data.classes import class_names
-from lcm_jax.data.example import Example
+from lcm_jax.data.example import Example, counted
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def report(problems: Sequence[Problem], limit: int = 50) -> str:
     lines = [str(p) for p in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"... and {len(problems) - limit} more")
-    lines.append(f"{len(problems)} problems" if problems else "no problems found")
+    lines.append(counted(len(problems), "problem") if problems else "no problems found")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from lcm_jax.data import images, manifest, resume, shards
 from lcm_jax.data.classes import class_names, number_of, places
 from lcm_jax.data.crop import Crop
 from lcm_jax.data.encoders import Encoders
-from lcm_jax.data.example import HELDOUT, TRAIN, Example
+from lcm_jax.data.example import HELDOUT, TRAIN, Example, counted
 from lcm_jax.data.latent_stats import LatentStats
 from lcm_jax.data.manifest import Manifest, Row
 from lcm_jax.data.processes import ALONE, Processes, Run
@@ -303,11 +303,11 @@ def _in_order(examples: Sequence[Example], skips: bool) -> tuple[list[Example], 
     repeated = [key for key, n in Counter(e.key for e in examples).items() if n > 1]
     if repeated:
         raise ValueError(
-            f"{len(repeated)} keys occur twice, first {repeated[0]!r}; run the check and mend them"
+            f"{counted(len(repeated), 'key')} used twice, first {repeated[0]!r}; run the check and mend them"
         )
     silent = [e.key for e in examples if not e.caption]
     if silent and (not skips or len(silent) == len(examples)):
-        what = f"{len(silent)} images have no caption, first {silent[0]!r}; run the check and mend them"
+        what = f"{counted(len(silent), 'image')} without a caption, first {silent[0]!r}; run the check and mend them"
         raise ValueError(what + ("" if skips else ", or leave them out with broken=skip"))
     ordered = [e for split in (TRAIN, HELDOUT) for e in examples if e.split == split and e.caption]
     return ordered, dict.fromkeys(silent, NO_CAPTION)

@@ -67,6 +67,11 @@ def described(key: str, caption: Any, load: Callable[[], np.ndarray], about: Map
     )
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def label_of(value: Any) -> str | None:
     """The name of a class from text or a whole number; None for anything else, and for empty text."""
     if isinstance(value, bytes):

@@ -77,7 +77,7 @@ def stream(
     members = _members(rows) if each == "groups" else None
     size = len(rows if members is None else members)
     if batch_size > size:
-        raise ValueError(f"batch size {batch_size} is larger than the set of {size} {each}; make it smaller")
+        raise ValueError(f"config.data.batch_size {batch_size} is larger than the set of {size} {each}: lower it")
     if own is not None and not (len(own) and 0 <= min(own) and max(own) < batch_size):
         raise ValueError(f"positions {own.tolist()} are not all within a batch of {batch_size}")
 

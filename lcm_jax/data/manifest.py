@@ -13,6 +13,7 @@ from lcm_jax.data.example import TRAIN
 
 FORMAT, VERSION = "lcm_jax.latents", 1
 MAKERS = "launch.encode or launch.synthesize"
+PICTURES = "or this is a folder of pictures: encode it first"
 FILE, ROWS, SKIPPED = "manifest.json", "rows.jsonl", "skipped.jsonl"
 TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
 CAPTION_ARRAYS = ("context", "pooled", "tokens")
@@ -85,7 +86,8 @@ def read(folder: str | Path) -> Manifest:
     if not folder.is_dir():
         raise FileNotFoundError(f"latent folder {folder} does not exist; make it with {MAKERS}")
     if not path.exists():
-        raise FileNotFoundError(f"{folder} has no {FILE}: what makes it has not finished; run {MAKERS} again")
+        unfinished = f"what makes it has not finished; run {MAKERS} again"
+        raise FileNotFoundError(f"{folder} has no {FILE}: {unfinished}, {PICTURES}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

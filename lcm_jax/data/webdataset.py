@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lcm_jax.data import files, images
-from lcm_jax.data.example import CAPTION_NAMES, Example, Found, described, with_tag
+from lcm_jax.data.example import CAPTION_NAMES, Example, Found, counted, described, with_tag
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # of several, the first is the image
 TEXTS = ("txt", "json")
@@ -69,7 +69,7 @@ def _index(
         load = partial(_load, look, path, f"{stem}.{ending}", *sample[ending])
         found.append(described(f"{name}/{stem}", text, load, about, heldout))
     if bare:
-        damage.append(f"{path}: {len(bare)} samples have no image, first {bare[0]}")
+        damage.append(f"{path}: {counted(len(bare), 'sample')} without an image, first {bare[0]}")
     return found, damage
 
 

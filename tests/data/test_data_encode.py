@@ -153,7 +153,7 @@ def test_bad_examples_are_named(make, tmp_path, encoders):
     for wrong, message in [
         ([], "no examples"),
         ([*good, good[4]], "first 'k004'"),
-        (silent, "no caption, first 'k003'"),
+        (silent, "1 image without a caption, first 'k003'"),
     ]:
         with pytest.raises(ValueError, match=message):
             encode(wrong, encoders.images, encoders.text, tmp_path, SIZE)

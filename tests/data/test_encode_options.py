@@ -194,7 +194,7 @@ def test_a_broken_picture_stops_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"k003.png cannot be read .*, or leave such images out with broken=skip$"):
         write(tmp_path, damaged())
     silent = [dataclasses.replace(e, caption="") if i == 4 else e for i, e in enumerate(make_examples(9))]
-    with pytest.raises(ValueError, match="1 images have no caption, first 'k004'; .* leave them out with broken=skip"):
+    with pytest.raises(ValueError, match="1 image without a caption, first 'k004'; .* leave them out with broken=skip"):
         write(tmp_path / "silent", silent)
     with pytest.raises(ValueError, match="broken is 'ignore'; choose one of stop, skip"):
         write(tmp_path, broken="ignore")

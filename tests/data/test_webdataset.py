@@ -120,7 +120,7 @@ def test_captions_that_are_missing_or_broken_are_named(tmp_path):
     assert [(e.key, e.caption) for e in found] == [("0/a", ""), ("0/c", ""), ("0/d", ""), ("0/e", "")]
     listed = [str(p) for p in check(found, progress=False)]
     assert sum("no caption" in line for line in listed) == 4
-    for part in ("c.json is not JSON", "d.json is not a JSON object", "1 samples have no image, first b: txt"):
+    for part in ("c.json is not JSON", "d.json is not a JSON object", "1 sample without an image, first b: txt"):
         assert sum(part in line for line in listed) == 1
 
 
@@ -138,7 +138,7 @@ def test_what_is_no_shard_is_named(tmp_path):
     with pytest.raises(ValueError, match="image a.png in .*1.tar cannot be read .*restore the shard"):
         example.load()
     shard(tmp_path / "t" / "0.tar", [("a.txt", b"x")])
-    with pytest.raises(ValueError, match=r"hold no images; .*1 samples have no image"):
+    with pytest.raises(ValueError, match=r"hold no images; .*1 sample without an image"):
         webdataset.examples(tmp_path / "t")
 
 

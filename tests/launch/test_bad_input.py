@@ -112,7 +112,7 @@ SPOILED = [
     ({}, {"optimizer": {"accumulate": 3}}, "config.optimizer.accumulate 3 does not divide batch size 8"),
     ({}, {"average": {"ema": 1}}, "config.average has no key 'ema'"),
     ({}, {"mesh": {"rules": "fsdpp"}}, "fsdpp"),
-    ({}, {"data": {"batch_size": 64}}, "batch size 64 is larger than the set of 21 examples"),
+    ({}, {"data": {"batch_size": 64}}, "config.data.batch_size 64 is larger than the set of 21 examples: lower it"),
     ({}, {"data": {"tag": "flag"}}, "the data set is empty"),
 ]
 
@@ -195,9 +195,12 @@ def test_a_damaged_shard_is_named(good, data, tmp_path, damage):
     assert len(problems) == 1 and shard.name in str(problems[0])
 
 
-def test_a_folder_without_latents_is_named(good, tmp_path):
+def test_a_folder_without_latents_is_named(good, data, tmp_path):
     good["data"]["folder"] = str(tmp_path / "nowhere")
     fails(good, "nowhere does not exist; make it with launch.encode", error=FileNotFoundError)
+    good["data"]["folder"] = str(data.pictures)
+    wanted = "pictures has no manifest.json", "or this is a folder of pictures: encode it first"
+    fails(good, *wanted, error=FileNotFoundError)
 
 
 def test_a_corrupt_picture_and_a_missing_caption_are_listed(data, tmp_path):
