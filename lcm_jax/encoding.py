@@ -97,7 +97,7 @@ def check_out(out: str | Path, options: Mapping[str, Any]) -> None:
     for pictures in map(Path, [given] if isinstance(given, str | Path) else given):
         one, other = out.resolve(), pictures.resolve()
         if pictures.is_dir() and not resume.begun(out) and (one.is_relative_to(other) or other.is_relative_to(one)):
-            raise ValueError(f"{out} and the pictures' folder {pictures} lie in one another: choose an --out beside it")
+            raise ValueError(f"{out} and the pictures' folder {pictures}: one lies in the other; choose another --out")
 
 
 def sharing() -> Processes:

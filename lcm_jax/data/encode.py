@@ -271,7 +271,7 @@ def _damage(examples: Sequence[Example], skips: bool) -> dict[str, str]:
     """What could not be listed of damaged files, by names that stand for keys; ValueError unless it `skips`."""
     lines = getattr(examples, "damage", ())
     if lines and not skips:
-        more = f" (and {len(lines) - 1} more)" if lines[1:] else ""
+        more = f" (and {len(lines) - 1} more like it)" if lines[1:] else ""
         raise ValueError(f"{lines[0]}{more}; restore the files, or leave out what is damaged with --broken skip")
     return {f"{DAMAGED} {number}": line for number, line in enumerate(lines, 1)}
 

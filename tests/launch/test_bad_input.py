@@ -235,7 +235,7 @@ def test_latents_lie_beside_the_pictures(data, tmp_path, monkeypatch):
     for out, message in (
         (pictures, "pictures holds '.*', which is of no latent data set: choose an empty folder"),
         (tmp_path / "all", "all holds 'pictures', which is of no latent data set"),
-        (pictures / "latents", "latents and the pictures' folder .* lie in one another: choose an --out beside it"),
+        (pictures / "latents", "latents and the pictures' folder .*: one lies in the other; choose another --out"),
         (pictures / "01.png", "01.png is a file"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -244,7 +244,7 @@ def test_latents_lie_beside_the_pictures(data, tmp_path, monkeypatch):
             encoding.check_out(out, options)
     assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.chdir(pictures)
-    with pytest.raises(ValueError, match="latents and the pictures' folder . lie in one another"):
+    with pytest.raises(ValueError, match="latents and the pictures' folder .: one lies in the other"):
         encoding.check_out("latents", {"folder": ["01.png", "."]})
     with pytest.raises(ValueError, match="and the pictures' folder"):
         encoding.check_out(tmp_path / "new", {"folder": str(tmp_path)})
