@@ -62,8 +62,9 @@ def weights(of: ModelSpec, seed: int = 0) -> dict:
     nets = {"autoencoder": autoencoder(of.autoencoder)}
     if of.unet is not None:
         nets["unet"] = unet(of.unet)
-    seeds = {"autoencoder": 0, "unet": seed}
-    return {name: drawn(net.abstract(), np.random.default_rng([seeds[name]])) for name, net in nets.items()}
+    rng = np.random.default_rng(seed)
+    made = {name: drawn(net.abstract(), rng) for name, net in nets.items()}
+    return {**made, "autoencoder": drawn(nets["autoencoder"].abstract(), np.random.default_rng(0))}
 
 
 def drawn(abstract, rng: np.random.Generator):

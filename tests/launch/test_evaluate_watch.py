@@ -62,7 +62,7 @@ def test_the_command_scores_each_and_outlives_one_that_cannot_be_read(run, monke
     monkeypatch.setattr(evaluate, "score", score)
     given = {"WATCH": True, "CHECKPOINT": str(where), "OUT": str(where / "scores"), "STEP": None, "POLL": 1.0}
     for name, value in given.items():
-        monkeypatch.setattr(evaluate, name, SimpleNamespace(value=value))
+        monkeypatch.setattr(evaluate, name, SimpleNamespace(value=value, name=name.lower()))
     evaluate.main()
     assert scored == [(40, "step_0000040")] and "step 30 is passed over: cut short" in caplog.text
     monkeypatch.setattr(evaluate, "STEP", SimpleNamespace(value=40))

@@ -74,7 +74,8 @@ def test_what_does_not_go_together_is_one_line(model, first, tmp_path):
     for more, message in (
         (["--model", str(model), "--prompts", "p.txt"], "draws from noise alone: leave --prompts out"),
         (["--model", str(first.student)], "this model draws by captions: give --prompts FILE"),
-        (["--model", str(model), "--folder", "f"], "--folder says where the pictures of --data are"),
+        (["--model", str(model), "--folder", "f"], "--folder says which pictures of --data are meant"),
+        (["--model", str(model), "--tag", "t"], "--tag says which pictures of --data are meant"),
         (["--model", str(model), "--data", "d"], "data"),
     ):
         done = command(tmp_path, *base, *more)
