@@ -5,6 +5,7 @@ import glob
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from lcm_jax import cache
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of mallopt, malloc.h
 ACCELERATORS = ("nvidia[0-9]*", "dxg", "accel[0-9]*", "vfio")  # NVIDIA's, those within Windows, TPUs
-INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
 # Raised with a message for the user.
 WRONG_INPUT = (ValueError, KeyError, TypeError, OSError, RuntimeError, ImportError)
 
@@ -122,7 +122,7 @@ def interrupted() -> NoReturn:
         leave()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    os._exit(128 + signal.SIGINT)
 
 
 def said(error: BaseException) -> str:

@@ -89,16 +89,12 @@ def synthesize() -> None:
     if jax.process_index():
         return
     counts = Counter(captions)
-    pictures = f"{counted(sum(made.counts.values()), 'picture')} of {counted(len(counts), 'caption')}"
+    told = synthesizing.counted
+    pictures = f"{told(sum(made.counts.values()), 'picture')} of {told(len(counts), 'caption')}"
     print(f"{OUT.value}: {pictures}, latents {'x'.join(map(str, made.latent_shape))}")
     if repeated := sum(count > 1 for count in counts.values()):
         print(f"repeated captions, each drawn as one: {repeated}")
     print(f"such as: {', '.join(map(repr, [*counts][:5]))}")
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 picture", "2 pictures"."""
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ class Drawers:
         return replicate(tree, self._mesh)
 
     def size(self, each: int, total: int) -> int:
-        """Pictures a call: `each` a device, or fewer where there are not as many in `total`."""
-        return self.count * min(each, -(-total // self.count))
+        """Pictures a call, at least one a device: `each`, or fewer where there are not as many in `total`."""
+        return self.count * max(1, min(each, -(-total // self.count)))
 
     def even_size(self, each: int, total: int) -> int:
         """Pictures a call: at most `each` a device, as many in every call that `total` takes."""

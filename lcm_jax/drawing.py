@@ -79,16 +79,15 @@ def draw(
     keywords = {"steps": setting.steps, "w": w, "seed": seed, "sampler": setting.sampler, "tile": tile}
     keywords |= {"negative_prompt": negative_prompt, "size": size, "image": start, "strength": strength}
     keywords |= {"ids": ids, "batch": batch}
-    size = pipe.at_once(setting, batch, len(missing))
-    bar = tqdm(total=len(missing), unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True)
-    for start in range(0, len(missing), max(1, size)):  # what is drawn is kept: an interrupted list goes on
-        some = missing[start : start + size]
-        filled = [*some, *some[-1:] * (size - len(some))]  # so that one compilation serves all
-        asked, first = [prompts[row] for row, _ in filled], [start_at[row] + i for row, i in filled]
-        for (row, i), picture in zip(some, pipe(asked, first=first, **keywords), strict=False):
-            grid.save(names[row][i], picture, wanted(row, i))
-        bar.update(len(some))
-    bar.close()
+    count = pipe.at_once(setting, batch, len(missing))
+    with tqdm(total=len(missing), unit="image", desc=setting.sampler, disable=not progress, dynamic_ncols=True) as bar:
+        for at in range(0, len(missing), count):  # what is drawn is kept: an interrupted list goes on
+            some = missing[at : at + count]
+            filled = [*some, *some[-1:] * (count - len(some))]  # so that one compilation serves all
+            asked, first = [prompts[row] for row, _ in filled], [start_at[row] + i for row, i in filled]
+            for (row, i), picture in zip(some, pipe(asked, first=first, **keywords), strict=False):
+                grid.save(names[row][i], picture, wanted(row, i))
+            bar.update(len(some))
     sheet = Path(out) / f"grid-{stem}.png"
     on_all(True)  # every process has drawn
     if jax.process_index():

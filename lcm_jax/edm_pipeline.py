@@ -94,7 +94,7 @@ class EDMPipeline:
         """The images of these numbers among the n of a call, set by set, as many at a time as devices draw together."""
         draw, labels = self.sampler(steps, sigmas), self.labels(n, label)
         keys, size = image_keys([""], n, seed), self.drawers.size(batch or BATCH, len(rows))
-        for start in range(0, len(rows), max(1, size)):
+        for start in range(0, len(rows), size):
             some = rows[start : start + size]
             told = (keys[some],) if labels is None else (keys[some], labels[some])
             yield self.drawers.map(partial(draw, self.drawers.params), told, size, done)

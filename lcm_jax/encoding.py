@@ -22,6 +22,7 @@ from lcm_jax.models.autoencoder import autoencoder
 from lcm_jax.models.encoder_sketch import sketch
 from lcm_jax.parallel.agreement import on_all, the_same
 from lcm_jax.source import Model, on_host, open_model
+from lcm_jax.typing import Params
 
 
 def encode(
@@ -64,16 +65,17 @@ def encode(
     text = found.captions
     if getattr(spec, "pooled_width", None):
         settings = {"size_ids": True, **settings}
+    params = found.load("autoencoder", on_host)
     return latents.encode(
         examples,
-        picture_encoder(found, batch_size),
+        picture_encoder(found, params, batch_size),
         partial(encode_captions, text) if states else None,
         out,
         size,
         batch_size,
         shard_size,
         identity={"autoencoder": found.fingerprint("autoencoder"), "text": text.identity},
-        sketch=sketch(found.load("autoencoder", on_host)),
+        sketch=sketch(params),
         look=data.look_of(options),
         dataset={
             "reader": reader,
@@ -105,9 +107,9 @@ def sharing() -> Processes:
     return Processes(jax.process_index(), jax.process_count(), on_all, the_same)
 
 
-def picture_encoder(found: Model, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+def picture_encoder(found: Model, params: Params, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Pictures [b, H, W, 3] in [-1, 1] to moments [b, h, w, 2c], each accelerator of this host its share of a batch."""
-    drawers = Drawers(found.load("autoencoder"))
+    drawers = Drawers(params)
     size = drawers.size(batch_size, batch_size)
     apply = jax.jit(partial(autoencoder(found.spec.autoencoder).apply, method="encode"))
     return lambda pictures: drawers.map(partial(apply, drawers.params), [pictures], size, lambda count: None)

@@ -3,6 +3,7 @@
 import atexit
 import importlib.util
 import os
+import signal
 import socket
 import sys
 import threading
@@ -15,7 +16,6 @@ from lcm_jax.parallel.agreement import on_all
 
 TIMEOUT = 300  # seconds for all processes to join: pods do not start at once
 FAREWELL = 10  # seconds that a process which failed waits for the others to fail as well
-INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
 LEAVES: list[Callable[[], None]] = []  # what ends this process once it has failed as one of several
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 INDICES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -56,7 +56,7 @@ def joined(
         yield
     except BaseException as error:
         # Before jax's own, which would wait minutes for the others, and before threads are joined that wait for them.
-        LEAVES.append(leaving(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1))
+        LEAVES.append(leaving(128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1))
         getattr(threading, "_register_atexit", atexit.register)(LEAVES[-1])
         raise
 

@@ -134,8 +134,8 @@ class Pipeline:
         setting = self.setting(sampler, steps, size, None if image is None else strength, tile, ids, w)
         compiled = self.from_tokens(setting)
         empty = self.captions.tokens([negative_prompt or ""])
-        unique = list(dict.fromkeys(prompts))
-        told = self.captions.tokens(unique)[[unique.index(prompt) for prompt in prompts]]
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}  # what is cut is said once
+        told = self.captions.tokens(list(place))[[place[prompt] for prompt in prompts]]
         tokens, keys = np.repeat(told, n, axis=0), image_keys(prompts, n, seed, first)
         each_w = np.full(len(tokens), w, np.float32)
         changed = () if image is None else (np.broadcast_to(image, (len(tokens), *image.shape)),)

@@ -345,10 +345,10 @@ def check_run(where: str | Path) -> None:
 
 def captioned(source: str | Path, *given: Any, **how: Any) -> Pipeline:
     """`pipeline` of a model that draws by captions; ValueError for one that draws from noise alone."""
-    kept = {name: value for name, value in how.items() if name in ("variant", "kind", "empty_caption")}
-    if not takes_captions(source, **kept):
+    pipe = pipeline(source, *given, **how)
+    if isinstance(pipe, EDMPipeline):
         raise ValueError(f"{named(source)} draws from noise alone: give a model that takes captions")
-    return pipeline(source, *given, **how)
+    return pipe
 
 
 def pipeline(

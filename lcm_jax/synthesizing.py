@@ -15,6 +15,7 @@ from lcm_jax.data import encode as latents
 from lcm_jax.data import prompts
 from lcm_jax.data.encoders import STATES
 from lcm_jax.data.example import TRAIN
+from lcm_jax.data.example import counted as counted  # for launch, which sees no deeper
 from lcm_jax.data.manifest import Manifest
 from lcm_jax.drawers import Drawers
 from lcm_jax.encoding import check_out, pixels, sharing

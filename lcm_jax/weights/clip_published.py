@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
@@ -24,12 +24,11 @@ def folders(pads: Sequence[str], names: Sequence[str]) -> list[Path]:
 
     Raises FetchError where the vocabulary cannot be had.
     """
-    return [_made(cache.folder() / FOLDERS[pad] / name, pad) for pad, name in zip(pads, names, strict=True)]
+    places = {cache.folder() / FOLDERS[pad] / name: pad for pad, name in zip(pads, names, strict=True)}
+    return [cache.once(where, partial(_fill, pad)) for where, pad in places.items()]
 
 
-def _made(where: Path, pad: str) -> Path:
-    if where.is_dir():
-        return where
+def _fill(pad: str, folder: Path) -> None:
     (path,) = fetch(CLIP_MERGES).iterdir()
     merges = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 1 + _MERGES]
     letters = sorted(ByteLevel.alphabet())
@@ -44,17 +43,7 @@ def _made(where: Path, pad: str) -> Path:
         token = lambda content: {"content": content, "normalized": True, **_FLAGS}
         special |= {name: token(special[name]) for name in ("bos_token", "eos_token", "unk_token")}
         settings |= {name: {**value, "__type": "AddedToken"} for name, value in special.items() if name != "pad_token"}
-    where.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=where.parent) as scratch:
-        ready = Path(scratch) / where.name
-        ready.mkdir()
-        (ready / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-        (ready / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-        (ready / "special_tokens_map.json").write_text(json.dumps(special))
-        (ready / "tokenizer_config.json").write_text(json.dumps(settings))
-        try:
-            ready.rename(where)
-        except OSError:
-            if not where.is_dir():  # another process was first: its folder is as good as ours
-                raise
-    return where
+    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

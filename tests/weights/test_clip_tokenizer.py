@@ -169,7 +169,7 @@ def test_a_model_without_tokenizers_is_given_the_published_ones(published, tmp_p
         np.testing.assert_array_equal(got, theirs(folder)[1](CAPTIONS))
     written = (made[0] / "vocab.json").stat().st_mtime_ns
     assert clip_folders((END,), ("tokenizer",)) == made[:1] and (made[0] / "vocab.json").stat().st_mtime_ns == written
-    assert not list(tmp_path.glob("*/.tokenizer-*"))
+    assert not list(tmp_path.rglob(".making-*"))
 
 
 def test_what_is_cut_is_counted_and_named(folders):
